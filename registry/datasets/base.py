@@ -1,0 +1,30 @@
+"""What every data set offers: keyed items in columns of one modality each, with labels and groups where it has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from registry.encoders.base import Item, Modality
+
+
+class Dataset(Protocol):
+    """Items under stable keys, each seen through one or more columns (a picture, a name in German, ...)."""
+
+    name: str
+    columns: Mapping[str, Modality]
+    """What can be embedded: column name to modality."""
+    keys: Sequence[str]
+    """One unique key an item, stable between runs; spaces are joined on it."""
+    labels: Sequence[str] | None
+    """The class of each item, or None where there is none."""
+    groups: Sequence[str] | None
+    """What must stay together when whole groups are held out (a subgroup of labels, a class), or None."""
+
+    def fingerprint(self, column: str) -> str:
+        """SHA-256 (hex) of the column's content and of the keys: equal content, equal fingerprint."""
+        ...
+
+    def read(self, column: str, index: int) -> Item:
+        """One item: an RGB picture or a text. Raises `registry.errors.BadItem` where it cannot be read."""
+        ...

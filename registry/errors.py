@@ -1,0 +1,34 @@
+"""The errors that a user can mend: each message is one clear line, shown without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user gave is wrong; the message says what, and what would be right."""
+
+
+class MissingPackage(UserError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs the package '{package}': install it with  pip install 'suture[{extra}]'")
+
+
+class BadItem(UserError):
+    """One item of a data set cannot be read (a corrupt image, an empty text)."""
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(f"item '{key}': {why}")
+        self.key = key
+        self.why = why
+
+
+def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
+    """A `UserError` for an unknown name, with the nearest valid one and the whole list."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UserError(f"unknown {what} '{name}'.{hint} Valid: {', '.join(names)}")
