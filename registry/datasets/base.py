@@ -1,4 +1,4 @@
-"""What every data set offers: keyed items in columns of one modality each, with labels and groups where it has them."""
+"""What every data set offers: keyed items in columns of one modality each, and labels and groups if any."""
 
 from __future__ import annotations
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from PIL.Image import Image
+
+if TYPE_CHECKING:
+    from registry.encoders.images import ImagePreprocess
 
 Modality: TypeAlias = Literal["image", "text"]
 Item: TypeAlias = Image | str
@@ -44,3 +48,39 @@ class HasHead(Protocol):
     def head(self) -> tuple[np.ndarray, np.ndarray]:
         """The classifier's weight (classes, dimension) and bias (classes,), float32: logits = x @ W.T + b."""
         ...
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """An encoder that can travel in a stitched model; see the two protocols below for its other half."""
+
+    def onnx_path(self) -> Path:
+        """An ONNX file with a dynamic batch; its first output is the float32 embedding (batch, dimension)."""
+        ...
+
+
+@runtime_checkable
+class ExportableImage(Exportable, Protocol):
+    """Its graph has one input: the float32 batch that `preprocess` makes."""
+
+    preprocess: ImagePreprocess
+
+
+@runtime_checkable
+class ExportableText(Exportable, Protocol):
+    """Its graph has the int64 inputs ``input_ids`` and ``attention_mask``, both (batch, length)."""
+
+    max_length: int
+    """Tokens that a text is truncated to, special ones included; it is padded to the batch's longest."""
+
+    def tokenizer_path(self) -> Path:
+        """A ``tokenizer.json`` of the `tokenizers` library."""
+        ...
+
+
+@runtime_checkable
+class FromHub(Protocol):
+    """An encoder whose weights came from the Hugging Face hub; both are None when they came from disk."""
+
+    repo: str | None
+    revision: str | None

@@ -1,0 +1,50 @@
+"""Orthogonal maps: Procrustes, which keeps angles and, up to one scale, distances."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from align.maps.base import AffineMap
+from align.moments import Moments
+
+
+class Procrustes(AffineMap):
+    """Orthogonal Procrustes: the W with orthonormal columns (or rows) nearest to mapping X onto Y.
+
+    With X^T Y = U S V^T (centred), W = U V^T (Schoenemann 1966). Where the dimensions differ, W is
+    (d_source, d_target) with orthonormal columns if d_source >= d_target, orthonormal rows otherwise.
+
+    Parameters
+    ----------
+    scale : also fit one factor, trace(S) / ||X||^2, which makes it the least-squares similarity.
+    center : fit an intercept (the means).
+
+    Attributes
+    ----------
+    scale_ : the factor, 1 where `scale` is False; it is part of `matrix_`.
+    """
+
+    def __init__(self, *, scale: bool = False, center: bool = True) -> None:
+        self.scale = scale
+        self.center = center
+
+    def _solve(self, moments: Moments) -> None:
+        # In the spaces' own coordinates: the directions that no anchor fills must be completed to an orthonormal set.
+        cross = moments.source.lift(moments.target.lift(moments.cross.T).T)
+        left, values, right = np.linalg.svd(cross, full_matrices=False)
+        if values[0] <= 0:
+            raise ValueError("X or y is constant: all anchors are the same vector, nothing can be fitted")
+        self.scale_ = float(values.sum() / np.trace(moments.source.scatter)) if self.scale else 1.0
+        self.matrix_ = left @ right * self.scale_
+        norms = np.sqrt(np.trace(moments.source.scatter) * np.trace(moments.target.scatter))
+        rank = int((values > values[0] * 1e-10).sum())
+        self.report_ = {
+            "n": moments.n,
+            "rank": rank,
+            "explained_variance": float((values.sum() / norms) ** 2),
+            "warnings": [f"the anchors fix {rank} of {len(values)} directions; the rest of the rotation is arbitrary"]
+            * (rank < len(values)),
+        }
+
+    def _inverse_matrix(self) -> np.ndarray:
+        return self.matrix_.T / self.scale_**2

@@ -1,0 +1,1 @@
+"""How alike two spaces are, without any map between them."""

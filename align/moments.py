@@ -1,0 +1,235 @@
+"""The one pass of sums that every closed-form map is fitted from, with exact cross-validation by subtraction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """What is kept of one space: the number of items, their mean and their scatter about it.
+
+    Sums of disjoint items add; a part is taken away by subtraction (Chan, Golub and LeVeque 1983, eq. 1.5b,
+    for pairwise updating of sums of squares).
+
+    Attributes
+    ----------
+    n : number of items.
+    mean : (r,) float64, in the coordinates of `basis`.
+    scatter : (r, r) float64, the sum over items of (x - mean)(x - mean)^T.
+    basis : (d, r) with orthonormal columns that span the items, where there are fewer items than
+        dimensions; None where coordinates are the space's own (r = d). Solutions that lie in the span of
+        the items (ridge, least norm, CCA) are the same in either coordinates, and far cheaper in the small ones.
+    origin : (d,), the point that was subtracted before; the mean in the space's own coordinates is
+        origin + basis @ mean.
+    centred : False for sums taken about zero instead of the mean (`mean` and `origin` are then zero), for
+        maps without an intercept.
+    folds : the same of each cross-validation fold's items.
+    """
+
+    n: int
+    mean: np.ndarray
+    scatter: np.ndarray
+    origin: np.ndarray
+    basis: np.ndarray | None = None
+    centred: bool = True
+    folds: tuple[Sums, ...] = ()
+
+    @property
+    def dimension(self) -> int:
+        """d, of the space's own coordinates."""
+        return len(self.origin)
+
+    @property
+    def center(self) -> np.ndarray:
+        """The mean (d,) in the space's own coordinates."""
+        return self.origin + (self.mean if self.basis is None else self.basis @ self.mean)
+
+    def lift(self, matrix: np.ndarray) -> np.ndarray:
+        """Rows in these coordinates (r, m) to rows in the space's own (d, m)."""
+        return matrix if self.basis is None else self.basis @ matrix
+
+    def _same_coordinates(self, other: Sums) -> None:
+        if self.basis is not other.basis or not np.array_equal(self.origin, other.origin):
+            raise ValueError("these sums were taken in different coordinates: take them from one call, or with one origin")
+
+    def __add__(self, other: Sums) -> Sums:
+        self._same_coordinates(other)
+        n = self.n + other.n
+        step = other.mean - self.mean
+        scatter = self.scatter + other.scatter + np.outer(step, step) * (self.n * other.n / n)
+        return Sums(n, self.mean + step * (other.n / n), scatter, self.origin, self.basis, self.centred)
+
+    def __sub__(self, part: Sums) -> Sums:
+        self._same_coordinates(part)
+        n = self.n - part.n
+        if n < 1:
+            raise ValueError(f"cannot take {part.n} items away from {self.n}: nothing would be left")
+        step = (self.mean - part.mean) * (self.n / n)
+        scatter = self.scatter - part.scatter - np.outer(step, step) * (n * part.n / self.n)
+        return Sums(n, part.mean + step, scatter, self.origin, self.basis, self.centred)
+
+    @cached_property
+    def rest(self) -> tuple[Sums, ...]:
+        """For each fold, the sums of all items but the fold's."""
+        return tuple(self - fold for fold in self.folds)
+
+    @cached_property
+    def eigh(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues (r,) of the scatter, not negative, ascending, and eigenvectors (r, r) as columns."""
+        values, vectors = np.linalg.eigh(self.scatter)
+        return np.maximum(values, 0), vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """The sums of a pair: those of each space, and the cross scatter between them.
+
+    Attributes
+    ----------
+    source, target : sums of the same items in each space. They may be shared by many pairs, and so are
+        then the eigendecompositions that they cache.
+    cross : (r_source, r_target) float64, the sum over items of (x - mean)(y - mean)^T.
+    folds : the same of each cross-validation fold's items.
+    """
+
+    source: Sums
+    target: Sums
+    cross: np.ndarray
+    folds: tuple[Moments, ...] = ()
+
+    @property
+    def n(self) -> int:
+        return self.source.n
+
+    def __add__(self, other: Moments) -> Moments:
+        source, target = self.source + other.source, self.target + other.target
+        step = np.outer(other.source.mean - self.source.mean, other.target.mean - self.target.mean)
+        return Moments(source, target, self.cross + other.cross + step * (self.n * other.n / source.n))
+
+    def __sub__(self, part: Moments) -> Moments:
+        return self._without(part, self.source - part.source, self.target - part.target)
+
+    def _without(self, part: Moments, source: Sums, target: Sums) -> Moments:
+        step = np.outer(self.source.mean - part.source.mean, self.target.mean - part.target.mean)
+        return Moments(source, target, self.cross - part.cross - step * (self.n * part.n / source.n))
+
+    @cached_property
+    def rest(self) -> tuple[Moments, ...]:
+        """For each fold, the moments of all items but the fold's."""
+        return tuple(
+            self._without(fold, source, target)
+            for fold, source, target in zip(self.folds, self.source.rest, self.target.rest, strict=True)
+        )
+
+    def swap(self) -> Moments:
+        """The same pair with source and target exchanged; nothing is computed again."""
+        return Moments(self.target, self.source, self.cross.T, tuple(fold.swap() for fold in self.folds))
+
+    @classmethod
+    def of(cls, X: np.ndarray, Y: np.ndarray, folds: np.ndarray | None = None, *, center: bool = True) -> Moments:
+        """The moments of paired rows X (n, d_source) and Y (n, d_target), with one set a fold where given."""
+        return Points.of(X, folds, center=center).with_target(Points.of(Y, folds, center=center))
+
+    @classmethod
+    def accumulate(cls, blocks: Iterable[tuple[np.ndarray, np.ndarray]], *, center: bool = True) -> Moments:
+        """The moments of a stream of paired blocks ((rows, d_source), (rows, d_target)), in constant memory.
+
+        Products are taken in the blocks' own precision (float32 at least) after the first block's mean is
+        subtracted, and added up in float64. Blocks of 16,384 rows or more keep the products fast.
+
+        Raises ValueError where a block holds NaN or infinity, or where there is no row at all.
+        """
+        total: Moments | None = None
+        origins: tuple[np.ndarray, np.ndarray] | None = None
+        for X, Y in blocks:
+            X, Y = _float(X), _float(Y)
+            if len(X) != len(Y):
+                raise ValueError(f"a block has {len(X)} source rows but {len(Y)} target rows")
+            if origins is None:
+                origins = (X.mean(0, dtype=np.float64) * center, Y.mean(0, dtype=np.float64) * center)
+            source, x = _sums(X, origins[0], None, center)
+            target, y = _sums(Y, origins[1], None, center)
+            block = cls(source, target, (x.T @ y).astype(np.float64))
+            total = block if total is None else total + block
+        if total is None:
+            raise ValueError("moments of no rows at all: give at least one block")
+        return total
+
+
+def _float(X: np.ndarray) -> np.ndarray:
+    return X if X.dtype in (np.float32, np.float64) else X.astype(np.float32)
+
+
+def _sums(X: np.ndarray, origin: np.ndarray, basis: np.ndarray | None, center: bool) -> tuple[Sums, np.ndarray]:
+    """The sums of rows X, which lie in the coordinates of `basis` unless it is None, and the centred rows."""
+    x = X - origin.astype(X.dtype) if basis is None and center else X
+    mean = x.mean(0, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        raise ValueError("the vectors hold NaN or infinity")
+    mean *= center
+    x = x - mean.astype(x.dtype) if center else x
+    return Sums(len(X), mean, (x.T @ x).astype(np.float64), origin, basis, center), x
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """One space's anchors with their sums, ready to be paired with any other space's on the same items.
+
+    Where there are fewer items than dimensions, points are kept in the coordinates of their own span.
+    """
+
+    sums: Sums
+    parts: tuple[np.ndarray, ...]
+    """Centred rows of each fold, or of all items where there are no folds."""
+
+    @classmethod
+    def of(cls, X: np.ndarray, folds: np.ndarray | None = None, *, center: bool = True) -> Points:
+        """Sums of the rows X (n, d), float32 or float64, and of each fold; `folds` is (n,) integers from 0 or None.
+
+        Raises ValueError for NaN, infinity, or an empty fold.
+        """
+        n, d = X.shape
+        X = _float(X)
+        origin, basis = X.mean(0, dtype=np.float64), None
+        if not np.isfinite(origin).all():
+            raise ValueError("the vectors hold NaN or infinity")
+        origin *= center
+        if n <= d:
+            x = X - origin
+            values, vectors = np.linalg.eigh(x @ x.T)
+            keep = values > max(values[-1], 0) * n * np.finfo(np.float64).eps * 10
+            if X.dtype == np.float32:
+                keep &= values > values[-1] * np.finfo(np.float32).eps ** 2 * n
+            keep[-1] |= not keep.any()
+            roots = np.sqrt(np.maximum(values[keep], np.finfo(np.float64).tiny))
+            basis = x.T @ (vectors[:, keep] / roots)
+            X = vectors[:, keep] * roots
+        if folds is None:
+            sums, x = _sums(X, origin, basis, center)
+            return cls(sums, (x,))
+        counts = np.bincount(folds)
+        if not counts.all():
+            raise ValueError(f"fold {int(np.argmin(counts))} is empty: folds must be numbered from 0 without a gap")
+        made = [_sums(X[folds == fold], origin, basis, center) for fold in range(len(counts))]
+        total = made[0][0]
+        for sums, _ in made[1:]:
+            total = total + sums
+        parts = tuple(x for _, x in made)
+        return cls(Sums(total.n, total.mean, total.scatter, origin, basis, center, tuple(sums for sums, _ in made)), parts)
+
+    def with_target(self, target: Points) -> Moments:
+        """The moments of this space and another on the same items, split into the same folds."""
+        crosses = [(x.T @ y).astype(np.float64) for x, y in zip(self.parts, target.parts, strict=True)]
+        if not self.sums.folds:
+            return Moments(self.sums, target.sums, crosses[0])
+        folds = tuple(map(Moments, self.sums.folds, target.sums.folds, crosses))
+        cross = np.zeros_like(crosses[0])
+        for fold in folds:
+            steps = fold.source.mean - self.sums.mean, fold.target.mean - target.sums.mean
+            cross += fold.cross + fold.n * np.outer(*steps)
+        return Moments(self.sums, target.sums, cross, folds)

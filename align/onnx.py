@@ -1,0 +1,58 @@
+"""A small writer of ONNX graphs for fitted maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.files import write_atomically
+
+OPSET = 17
+INPUT, OUTPUT = "vectors", "mapped"
+
+
+class Graph:
+    """Collects nodes over one float32 input 'vectors' of shape (n, dimension)."""
+
+    def __init__(self, dimension: int) -> None:
+        self.dimension = dimension
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def constant(self, array: Any) -> str:
+        """Add a float32 (or integer) constant; gives its name."""
+        from onnx import numpy_helper
+
+        array = np.asarray(array)
+        name = f"c{len(self.constants)}"
+        if array.dtype.kind == "f":
+            array = array.astype(np.float32)
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node with one output; gives the output's name."""
+        from onnx import helper
+
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+        return name
+
+    def write(self, path: str | Path, result: str) -> None:
+        """Check the graph and write it, with `result` as its output 'mapped'."""
+        import onnx
+        from onnx import TensorProto, helper
+
+        self.nodes.append(helper.make_node("Identity", [result], [OUTPUT]))
+        graph = helper.make_graph(
+            self.nodes,
+            "map",
+            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["n", self.dimension])],
+            [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n", None])],
+            self.constants,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+        onnx.checker.check_model(model)
+        write_atomically(path, model.SerializeToString())

@@ -1,0 +1,1 @@
+"""Decision rules: from similarities to answers."""

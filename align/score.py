@@ -1,0 +1,172 @@
+"""A score with what makes it believable: an interval, the baselines beside it, a null, and a paired test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Statistic = Literal["mean", "median"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One result, never without its interval.
+
+    Attributes
+    ----------
+    source, target, map, split : what was judged, and how the held-out items were chosen.
+    task, metric : e.g. 'retrieval' and 'recall_at_10'.
+    value, low, high : the estimate and its 95 % interval.
+    n : independent units behind the interval, and `unit` what they are ('items', or 'groups' where items of
+        a group resemble each other). The gallery and the fitted maps stay fixed in the resampling.
+    baselines : the same metric of the padded identity, of shuffled pairs, of the target's own embeddings
+        (native) and of chance, where they exist.
+    p_value : of the permutation null (no link between source and target items), or None.
+    """
+
+    source: str
+    target: str
+    map: str
+    split: str
+    task: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str = "items"
+    baselines: dict[str, float] = field(default_factory=dict)
+    p_value: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """A plain dictionary, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """One value a held-out item (a hit or miss, a reciprocal rank, ...), with the unit that it belongs to.
+
+    An item that several split seeds held out occurs once a seed, under the same unit.
+    """
+
+    values: np.ndarray
+    units: Sequence[str]
+    statistic: Statistic = "mean"
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.units) or not len(self.units):
+            raise ValueError(f"{len(self.values)} outcomes for {len(self.units)} units: give one unit an outcome, and some")
+
+    def value(self) -> float:
+        """The mean or the median of all outcomes."""
+        return float(np.mean(self.values) if self.statistic == "mean" else np.median(self.values))
+
+    def interval(self, *, level: float = 0.95, replicates: int = 1000, random_state: int = 0) -> tuple[float, float]:
+        """The percentile bootstrap interval over units; Wilson's where all outcomes are 0 or all are 1."""
+        codes = _codes(self.units)
+        units = int(codes.max()) + 1
+        if self.statistic == "mean" and set(np.unique(self.values)) in ({0.0}, {1.0}):
+            return wilson(float(self.values[0]) * units, units, level=level)
+        drawn = bootstrap(self.values, codes, self.statistic, replicates=replicates, random_state=random_state)
+        tail = (1 - level) / 2
+        low, high = np.quantile(drawn, [tail, 1 - tail])
+        return float(low), float(high)
+
+
+def _codes(units: Sequence[str]) -> np.ndarray:
+    return np.unique(np.asarray(units), return_inverse=True)[1]
+
+
+def bootstrap(
+    values: np.ndarray, codes: np.ndarray, statistic: Statistic = "mean", *, replicates: int = 1000, random_state: int = 0
+) -> np.ndarray:
+    """Replicates (replicates,) of a statistic when whole units are drawn with replacement.
+
+    Parameters
+    ----------
+    values : (m,) outcomes.
+    codes : (m,) the unit of each, numbered from 0 without a gap.
+    """
+    units = int(codes.max()) + 1
+    rng = np.random.default_rng(random_state)
+    out = np.empty(replicates)
+    order = np.argsort(values, kind="stable")
+    sums = np.bincount(codes, values, units)
+    counts = np.bincount(codes, minlength=units).astype(float)
+    step = max(1, 4_000_000 // max(units, len(values)))
+    for start in range(0, replicates, step):
+        rows = min(step, replicates - start)
+        weights = np.empty((rows, units))
+        for row in range(rows):
+            weights[row] = np.bincount(rng.integers(0, units, units), minlength=units)
+        if statistic == "mean":
+            out[start : start + rows] = (weights @ sums) / (weights @ counts)
+        else:
+            cumulative = np.cumsum(weights[:, codes[order]], axis=1)
+            middle = (cumulative < cumulative[:, -1:] / 2).sum(1)
+            out[start : start + rows] = values[order][middle]
+    return out
+
+
+def wilson(successes: float, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927): honest also at 0 and at n successes."""
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + level) / 2))
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At the ends the bound is 0 or 1 exactly; rounding must not move it.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def permutation_p(observed: float, null: np.ndarray, *, greater: bool = True) -> float:
+    """The share of null values at least as good as the observed one, itself counted among them (never 0)."""
+    beaten = np.sum(null >= observed) if greater else np.sum(null <= observed)
+    return float((1 + beaten) / (1 + len(null)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The paired difference of two scores on the same items: first minus second, its interval and p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+
+def paired_test(
+    first: Outcomes, second: Outcomes, *, level: float = 0.95, replicates: int = 2000, random_state: int = 0
+) -> Comparison:
+    """Is the first mean different from the second, on the same items?
+
+    The p-value is of the two-sided sign-flip test over units: without a difference, which of the two is
+    called first does not matter. The interval is the bootstrap's over units.
+
+    Raises ValueError where the outcomes are not of the same items in the same order, or are no means.
+    """
+    if list(first.units) != list(second.units):
+        raise ValueError("a paired test needs outcomes of the same items in the same order")
+    if first.statistic != "mean" or second.statistic != "mean":
+        raise ValueError("a paired test compares means; compare reciprocal ranks instead of a median rank")
+    codes = _codes(first.units)
+    gaps = np.asarray(first.values, float) - np.asarray(second.values, float)
+    drawn = bootstrap(gaps, codes, replicates=replicates, random_state=random_state)
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    sums = np.bincount(codes, gaps)
+    rng = np.random.default_rng(random_state)
+    null = np.concatenate([
+        np.abs(rng.choice([-1.0, 1.0], (min(200, replicates - start), len(sums))) @ sums)
+        for start in range(0, replicates, 200)
+    ])
+    observed = abs(sums.sum())
+    p = permutation_p(observed, null + 1e-12 * observed)
+    return Comparison(float(gaps.mean()), float(low), float(high), p, len(sums))

@@ -1,0 +1,88 @@
+"""A space: one encoder's embeddings of one data set, kept in shards that are never copied whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Embeddings (n, d) under n item keys.
+
+    Parameters
+    ----------
+    name : what reports call it.
+    keys : n unique item keys.
+    shards : arrays of shape (rows, d), in the order of `keys`; memory-mapped or not, of one dtype.
+    fingerprint : the content's address, or '' for vectors that have none.
+
+    Raises
+    ------
+    ValueError : no shards, shards that disagree in dimension, a number of keys that is not the number of
+        rows, or a key that occurs twice.
+    """
+
+    name: str
+    keys: Sequence[str]
+    shards: Sequence[np.ndarray]
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.shards:
+            raise ValueError(f"space '{self.name}' has no vectors")
+        shapes = {shard.shape[1:] for shard in self.shards}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+            raise ValueError(f"space '{self.name}': every shard must be (rows, d) with one d, got {sorted(shapes)}")
+        rows = sum(len(shard) for shard in self.shards)
+        if rows != len(self.keys):
+            raise ValueError(f"space '{self.name}' has {rows} vectors but {len(self.keys)} keys")
+        if len(self.position) != len(self.keys):
+            seen: set[str] = set()
+            twice = next(key for key in self.keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise ValueError(f"space '{self.name}': the key '{twice}' occurs twice; keys must be unique")
+
+    @classmethod
+    def from_array(cls, vectors: np.ndarray, keys: Sequence[str] | None = None, name: str = "") -> Space:
+        """A space over one array (n, d); without `keys` the items are called '0' to 'n-1'."""
+        if vectors.ndim != 2:
+            raise ValueError(f"space '{name}': vectors must be (n, d), got the shape {vectors.shape}")
+        return cls(name, [str(i) for i in range(len(vectors))] if keys is None else keys, [vectors])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def dimension(self) -> int:
+        return int(self.shards[0].shape[1])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.shards[0].dtype
+
+    @cached_property
+    def position(self) -> dict[str, int]:
+        """Key to row."""
+        return {key: row for row, key in enumerate(self.keys)}
+
+    def blocks(self, rows: int = 16_384) -> Iterator[np.ndarray]:
+        """Views of at most `rows` vectors, in order; a block never crosses a shard."""
+        for shard in self.shards:
+            for start in range(0, len(shard), rows):
+                yield shard[start : start + rows]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors (len(rows), d) at these row numbers, in this order, as a copy."""
+        rows = np.asarray(rows)
+        if len(rows) and not (0 <= rows.min() and rows.max() < len(self)):
+            raise IndexError(f"space '{self.name}' has {len(self)} rows; got row numbers up to {rows.max()}")
+        out = np.empty((len(rows), self.dimension), self.dtype)
+        first = 0
+        for shard in self.shards:
+            inside = (rows >= first) & (rows < first + len(shard))
+            out[inside] = shard[rows[inside] - first]
+            first += len(shard)
+        return out

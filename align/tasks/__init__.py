@@ -1,0 +1,1 @@
+"""What a map is judged by, on items that it never saw."""
