@@ -8,6 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
+ROWS = 8192
+"""Rows that are converted to float64 at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sums:
@@ -53,25 +56,34 @@ class Sums:
         """Rows in these coordinates (r, m) to rows in the space's own (d, m)."""
         return matrix if self.basis is None else self.basis @ matrix
 
-    def _same_coordinates(self, other: Sums) -> None:
-        if self.basis is not other.basis or not np.array_equal(self.origin, other.origin):
-            raise ValueError("these sums were taken in different coordinates: take them from one call, or with one origin")
+    def _step(self, other: Sums) -> np.ndarray:
+        """From this mean to the other's, in these coordinates: origins may differ, bases may not."""
+        if self.centred != other.centred:
+            raise ValueError("sums about the mean and sums about zero do not add up: give both the same `center`")
+        if self.dimension != other.dimension:
+            raise ValueError(f"sums of {self.dimension} and of {other.dimension} dimensions do not add up")
+        if self.basis is not other.basis:
+            raise ValueError(
+                "these sums were taken in the span of fewer items than dimensions, each in its own: "
+                "take them from one call, or by `Moments.accumulate`"
+            )
+        step: np.ndarray = other.mean - self.mean
+        return step if self.basis is not None else step + (other.origin - self.origin)
 
     def __add__(self, other: Sums) -> Sums:
-        self._same_coordinates(other)
         n = self.n + other.n
-        step = other.mean - self.mean
+        step = self._step(other)
         scatter = self.scatter + other.scatter + np.outer(step, step) * (self.n * other.n / n)
         return Sums(n, self.mean + step * (other.n / n), scatter, self.origin, self.basis, self.centred)
 
     def __sub__(self, part: Sums) -> Sums:
-        self._same_coordinates(part)
         n = self.n - part.n
         if n < 1:
             raise ValueError(f"cannot take {part.n} items away from {self.n}: nothing would be left")
-        step = (self.mean - part.mean) * (self.n / n)
+        step = -self._step(part) * (self.n / n)
         scatter = self.scatter - part.scatter - np.outer(step, step) * (n * part.n / self.n)
-        return Sums(n, part.mean + step, scatter, self.origin, self.basis, self.centred)
+        mean = self.mean + step * (part.n / self.n)
+        return Sums(n, mean, scatter, self.origin, self.basis, self.centred)
 
     @cached_property
     def rest(self) -> tuple[Sums, ...]:
@@ -108,14 +120,14 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         source, target = self.source + other.source, self.target + other.target
-        step = np.outer(other.source.mean - self.source.mean, other.target.mean - self.target.mean)
+        step = np.outer(self.source._step(other.source), self.target._step(other.target))
         return Moments(source, target, self.cross + other.cross + step * (self.n * other.n / source.n))
 
     def __sub__(self, part: Moments) -> Moments:
         return self._without(part, self.source - part.source, self.target - part.target)
 
     def _without(self, part: Moments, source: Sums, target: Sums) -> Moments:
-        step = np.outer(self.source.mean - part.source.mean, self.target.mean - part.target.mean)
+        step = np.outer(self.source._step(part.source), self.target._step(part.target))
         return Moments(source, target, self.cross - part.cross - step * (self.n * part.n / source.n))
 
     @cached_property
@@ -139,8 +151,8 @@ class Moments:
     def accumulate(cls, blocks: Iterable[tuple[np.ndarray, np.ndarray]], *, center: bool = True) -> Moments:
         """The moments of a stream of paired blocks ((rows, d_source), (rows, d_target)), in constant memory.
 
-        Products are taken in the blocks' own precision (float32 at least) after the first block's mean is
-        subtracted, and added up in float64. Blocks of 16,384 rows or more keep the products fast.
+        The first block's mean is subtracted in the blocks' own precision (float32 at least); products are taken and
+        added up in float64. Blocks of some thousand rows keep the products fast.
 
         Raises ValueError where a block holds NaN or infinity, or where there is no row at all.
         """
@@ -150,11 +162,13 @@ class Moments:
             X, Y = _float(X), _float(Y)
             if len(X) != len(Y):
                 raise ValueError(f"a block has {len(X)} source rows but {len(Y)} target rows")
+            if not len(X):
+                continue
             if origins is None:
                 origins = (X.mean(0, dtype=np.float64) * center, Y.mean(0, dtype=np.float64) * center)
             source, x = _sums(X, origins[0], None, center)
             target, y = _sums(Y, origins[1], None, center)
-            block = cls(source, target, (x.T @ y).astype(np.float64))
+            block = cls(source, target, _product(x, y))
             total = block if total is None else total + block
         if total is None:
             raise ValueError("moments of no rows at all: give at least one block")
@@ -173,7 +187,21 @@ def _sums(X: np.ndarray, origin: np.ndarray, basis: np.ndarray | None, center: b
         raise ValueError("the vectors hold NaN or infinity")
     mean *= center
     x = x - mean.astype(x.dtype) if center else x
-    return Sums(len(X), mean, (x.T @ x).astype(np.float64), origin, basis, center), x
+    return Sums(len(X), mean, _product(x, x), origin, basis, center), x
+
+
+def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """x^T y in float64, of blocks of rows: float32 products would drown the small eigenvalues in rounding."""
+    if x.dtype == y.dtype == np.float64:
+        out: np.ndarray = x.T @ y
+        return out
+    out = np.zeros((x.shape[1], y.shape[1]))
+    for start in range(0, len(x), ROWS):
+        rows = slice(start, start + ROWS)
+        left = x[rows].astype(np.float64)
+        # The same array on both sides lets NumPy take a symmetric product, at half the work.
+        out += left.T @ (left if y is x else y[rows].astype(np.float64))
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +222,8 @@ class Points:
         Raises ValueError for NaN, infinity, or an empty fold.
         """
         n, d = X.shape
+        if not n:
+            raise ValueError("moments of no rows at all")
         X = _float(X)
         origin, basis = X.mean(0, dtype=np.float64), None
         if not np.isfinite(origin).all():
@@ -224,7 +254,7 @@ class Points:
 
     def with_target(self, target: Points) -> Moments:
         """The moments of this space and another on the same items, split into the same folds."""
-        crosses = [(x.T @ y).astype(np.float64) for x, y in zip(self.parts, target.parts, strict=True)]
+        crosses = [_product(x, y) for x, y in zip(self.parts, target.parts, strict=True)]
         if not self.sums.folds:
             return Moments(self.sums, target.sums, crosses[0])
         folds = tuple(map(Moments, self.sums.folds, target.sums.folds, crosses))

@@ -43,46 +43,44 @@ def nearest(queries: np.ndarray, keys: np.ndarray, k: int, *, exclude_self: bool
                 own = np.arange(start, rows.stop) - first
                 inside = (own >= 0) & (own < block.shape[1])
                 block[np.flatnonzero(inside), own[inside]] = -np.inf
-            columns = np.broadcast_to(np.arange(first, first + block.shape[1]), block.shape)
-            if block.shape[1] > k:
-                top = np.argpartition(-block, k - 1, axis=1)[:, :k]
-                block, columns = np.take_along_axis(block, top, 1), np.take_along_axis(columns, top, 1)
-            best, where = np.concatenate([best, block], 1), np.concatenate([where, columns], 1)
-            if best.shape[1] > k:
-                top = np.argpartition(-best, k - 1, axis=1)[:, :k]
-                best, where = np.take_along_axis(best, top, 1), np.take_along_axis(where, top, 1)
-        order = np.lexsort((where, -best), axis=1)
-        scores[rows] = np.take_along_axis(best, order, 1)
-        indices[rows] = np.take_along_axis(where, order, 1)
+            top = _top(block, min(k, block.shape[1]))
+            best = np.concatenate([best, np.take_along_axis(block, top, 1)], 1)
+            where = np.concatenate([where, top + first], 1)
+            order = np.lexsort((where, -best), axis=1)[:, :k]
+            best, where = np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
+        scores[rows], indices[rows] = best, where
     return scores, indices
+
+
+def _top(scores: np.ndarray, k: int) -> np.ndarray:
+    """The columns (n, k) of the k largest scores in each row, in no order; of equal ones the first columns."""
+    top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    worst = np.take_along_axis(scores, top, 1).min(1, keepdims=True)
+    # A partition picks any of several equal scores at the border: only such rows are looked at again.
+    tied = np.flatnonzero((scores >= worst).sum(1) > k)
+    top[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
+    return top
 
 
 def ranks(queries: np.ndarray, keys: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """The rank (n,), from 1, of each query's true key by inner product; a tie counts against it.
+
+    Scores that differ by rounding alone are a tie: equal keys may be rounded differently at different places of a
+    matrix product. NaN counts against the query too.
 
     Parameters
     ----------
     queries, keys : (n, d) and (m, d).
     truth : (n,) the row of `keys` that is right for each query.
     """
-    out = np.empty(len(queries), np.int64)
-    for start in range(0, len(queries), BLOCK):
-        rows = slice(start, start + BLOCK)
-        block = queries[rows]
-        true = truth[rows]
-        right = np.empty(len(block), np.result_type(queries, keys))
-        products = []
-        # The true key's score is read from the same products that it is compared with: rounding is then the same.
-        for first in range(0, len(keys), BLOCK):
-            scores = block @ keys[first : first + BLOCK].T
-            inside = (true >= first) & (true < first + BLOCK)
-            right[inside] = scores[np.flatnonzero(inside), true[inside] - first]
-            products.append(scores if len(keys) <= 8 * BLOCK else None)
-        better = np.zeros(len(block), np.int64)
-        for number, first in enumerate(range(0, len(keys), BLOCK)):
-            scores = products[number]
-            if scores is None:
-                scores = block @ keys[first : first + BLOCK].T
-            better += (scores >= right[:, None]).sum(1)
-        out[rows] = np.maximum(better, 1)
+    n, m = len(queries), len(keys)
+    out = np.empty(n, np.int64)
+    rounding = 8 * np.finfo(np.result_type(queries, keys)).eps
+    step = min(BLOCK, max(1, BLOCK * BLOCK // m))
+    for start in range(0, n, step):
+        block, true = queries[start : start + step], truth[start : start + step]
+        scores = block @ keys.T
+        slack = rounding * np.linalg.norm(block, axis=1) * np.linalg.norm(keys[true], axis=1)
+        bound = scores[np.arange(len(block)), true] - slack
+        out[start : start + step] = m - np.count_nonzero(scores < bound[:, None], axis=1)
     return out

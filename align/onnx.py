@@ -11,6 +11,8 @@ from align.files import write_atomically
 
 OPSET = 17
 INPUT, OUTPUT = "vectors", "mapped"
+FLOAT, DOUBLE = 1, 11
+"""ONNX's numbers for float32 and float64."""
 
 
 class Graph:
@@ -21,14 +23,14 @@ class Graph:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
-    def constant(self, array: Any) -> str:
-        """Add a float32 (or integer) constant; gives its name."""
+    def constant(self, array: Any, precision: type[np.floating] = np.float32) -> str:
+        """Add a constant, floats in the given precision; gives its name."""
         from onnx import numpy_helper
 
         array = np.asarray(array)
         name = f"c{len(self.constants)}"
         if array.dtype.kind == "f":
-            array = array.astype(np.float32)
+            array = array.astype(precision)
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 

@@ -22,7 +22,7 @@ class Split:
 
 
 def _order(names: Sequence[str], random_state: int) -> list[int]:
-    """A pseudo-random order that depends on each name alone, so that spaces which lack some items agree on the rest."""
+    """A pseudo-random order in which two names stand the same way round whatever the other names are."""
     digests = [hashlib.sha256(f"{random_state}\0{name}".encode()).digest() for name in names]
     return sorted(range(len(names)), key=digests.__getitem__)
 
@@ -37,6 +37,9 @@ def split(
 ) -> Split:
     """Split items into anchors and held-out ones, and the anchors into folds.
 
+    The items (or groups) come into an order that depends on each name alone, and the first of them are held out:
+    where some items are missing, at most as many others change sides.
+
     Parameters
     ----------
     keys : n unique item keys; with the same keys and `random_state` the split is the same on every machine.
@@ -47,10 +50,15 @@ def split(
 
     Raises
     ------
-    ValueError : a share outside (0, 1), or too few items or groups to leave anchors in every fold.
+    ValueError : a share outside (0, 1), fewer than two folds, or too few items or groups to leave anchors in
+        every fold.
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must lie strictly between 0 and 1, got {held_out}")
+    if n_folds < 2:
+        raise ValueError(f"n_folds must be at least 2, got {n_folds}")
+    if groups is not None and len(groups) != len(keys):
+        raise ValueError(f"{len(groups)} groups for {len(keys)} keys: give each item a group")
     units = list(keys) if groups is None else sorted(set(groups))
     what = "items" if groups is None else "groups"
     if len(units) < n_folds + 1:
@@ -61,7 +69,7 @@ def split(
         for group in groups:
             sizes[group] += 1
     part: dict[str, int] = {}
-    out, wanted = 0, round(held_out * len(keys))
+    out, wanted = 0, max(1, round(held_out * len(keys)))
     remaining: list[str] = []
     for number in _order(units, random_state):
         if out < wanted:
@@ -114,7 +122,10 @@ class Pair:
     def split(
         self, groups: Mapping[str, str] | None = None, *, held_out: float = 0.3, n_folds: int = 5, random_state: int
     ) -> Split:
-        """Split the common items; see `split`. `groups` maps each key to its group."""
+        """Split the common items; see `split`. `groups` maps each key to its group; ValueError where one has none."""
+        missing = [] if groups is None else [key for key in self.keys if key not in groups]
+        if missing:
+            raise ValueError(f"{len(missing)} items have no group, the first is '{missing[0]}'")
         names = None if groups is None else [groups[key] for key in self.keys]
         return split(self.keys, names, held_out=held_out, n_folds=n_folds, random_state=random_state)
 

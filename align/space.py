@@ -22,8 +22,8 @@ class Space:
 
     Raises
     ------
-    ValueError : no shards, shards that disagree in dimension, a number of keys that is not the number of
-        rows, or a key that occurs twice.
+    ValueError : no vectors, shards that disagree in dimension or dtype, a number of keys that is not the
+        number of rows, or a key that occurs twice.
     """
 
     name: str
@@ -37,7 +37,12 @@ class Space:
         shapes = {shard.shape[1:] for shard in self.shards}
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
             raise ValueError(f"space '{self.name}': every shard must be (rows, d) with one d, got {sorted(shapes)}")
+        types = {str(shard.dtype) for shard in self.shards}
+        if len(types) != 1:
+            raise ValueError(f"space '{self.name}': every shard must have one dtype, got {sorted(types)}")
         rows = sum(len(shard) for shard in self.shards)
+        if not rows:
+            raise ValueError(f"space '{self.name}' has no vectors")
         if rows != len(self.keys):
             raise ValueError(f"space '{self.name}' has {rows} vectors but {len(self.keys)} keys")
         if len(self.position) != len(self.keys):
@@ -78,7 +83,9 @@ class Space:
         """The vectors (len(rows), d) at these row numbers, in this order, as a copy."""
         rows = np.asarray(rows)
         if len(rows) and not (0 <= rows.min() and rows.max() < len(self)):
-            raise IndexError(f"space '{self.name}' has {len(self)} rows; got row numbers up to {rows.max()}")
+            raise IndexError(
+                f"space '{self.name}' has {len(self)} rows; got row numbers from {rows.min()} to {rows.max()}"
+            )
         out = np.empty((len(rows), self.dimension), self.dtype)
         first = 0
         for shard in self.shards:

@@ -1,1 +1,1 @@
-
+"""The order of the work: Prefect flows and the command line, over `registry` and `align`."""

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -148,7 +149,7 @@ class EmbeddingStore:
         keys : all n item keys.
         embed : called with the row numbers of each missing shard; gives the vectors (m, d), the m row numbers
             that they belong to, and what was skipped as (key, reason).
-        progress : called with the number of items done, shard by shard, stored ones included.
+        progress : called with the numbers of items that are stored already.
         details : kept in the manifest beside the identity (licence, name of the data set, ...).
 
         Raises what `embed` raises, and OSError (a full disk): whole shards stay, and the next call goes on.
@@ -158,22 +159,24 @@ class EmbeddingStore:
             if key in self:
                 progress(len(keys))
                 return key
-            folder = self.folder(key)
-            shards = []
+            folder, begun = self.folder(key), time.perf_counter()
+            shards, fresh = [], 0
             for number, start in enumerate(range(0, len(keys), SHARD_ROWS)):
                 wanted = range(start, min(start + SHARD_ROWS, len(keys)))
                 shard = self._shard(folder, number, verify=True)
                 if shard is None:
                     shard = self._write_shard(folder, number, keys, *embed(wanted), dtype=identity.dtype)
+                    fresh += shard.rows
+                else:
+                    progress(len(wanted))
                 shards.append(shard)
-                progress(len(wanted))
             if not any(shard.rows for shard in shards):
                 reason = next((why for shard in shards for _, why in shard.skipped), "it has none")
                 raise UserError(f"no item of the data set could be embedded by {identity.encoder}: {reason}")
             manifest = {
                 "format": FORMAT,
                 "identity": asdict(identity),
-                "details": details or {},
+                "details": {**(details or {}), "seconds": time.perf_counter() - begun if fresh == len(keys) else None},
                 "rows": sum(shard.rows for shard in shards),
                 "dimension": self._dimension(folder, shards),
                 "shards": [shard.sha256 for shard in shards],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from align.maps.base import FORMAT, AffineMap, Map
+from align.estimator import load_folder
+from align.maps.base import AffineMap, Map
+from align.maps.compose import Chain
 from align.maps.linear import Identity, LeastSquares, Ridge
 from align.maps.orthogonal import Procrustes
 from align.maps.relative import Relative
@@ -24,7 +25,7 @@ MAPS: dict[str, type[Map]] = {
     "gromov_wasserstein": GromovWasserstein,
 }
 
-__all__ = ["MAPS", "AffineMap", "Map", "load_map", "make_map"]
+__all__ = ["CCA", "MAPS", "AffineMap", "Chain", "Map", "load_map", "make_map"]
 
 
 def make_map(name: str, **parameters: Any) -> Map:
@@ -43,18 +44,4 @@ def load_map(folder: str | Path) -> Map:
 
     Raises ValueError for a folder that is no map, is damaged, or was written by a newer format.
     """
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        name, version = config["class"], config["format"]
-        parameters, _, _ = config["parameters"], config["learned"].items(), config["weights"].lower()
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is no saved map: it has no config.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged: {error}") from None
-    if version != FORMAT:
-        raise ValueError(f"{folder} has format {version}; this version reads format {FORMAT}")
-    classes = {cls.__name__: key for key, cls in MAPS.items()}
-    if name not in classes:
-        raise ValueError(f"{folder} holds a map of class '{name}'; valid: {', '.join(classes)}")
-    return make_map(classes[name], **parameters)._restore(folder, config)
+    return load_folder(folder, {cls.__name__: cls for cls in (*MAPS.values(), Chain)})

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import abstractmethod
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import scipy
-import sklearn
-from array_api_compat import array_namespace, is_torch_array
-from array_api_compat import device as device_of
-from safetensors.numpy import load_file, save
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.base import TransformerMixin, clone
+from sklearn.utils.validation import (
+    check_array,
+    check_is_fitted,
+    validate_data,
+)
 
-from align.files import write_atomically
+from align.estimator import FLOATS, Array, Estimator, like, to_numpy
 from align.moments import Moments
 
-FORMAT = 1
-"""Version of the folder that `Map.save` writes."""
-
-Array = Any
-"""A NumPy array or a torch tensor."""
+__all__ = ["AffineMap", "Array", "Map", "like", "to_numpy"]
 
 
-def to_numpy(X: Array) -> Any:
-    """A NumPy array of the same values; half precision becomes float32. Anything but a tensor passes through."""
-    if is_torch_array(X):
-        X = X.detach().cpu()
-        X = (X if X.dtype.itemsize > 2 else X.float()).numpy()
-    return X.astype(np.float32) if isinstance(X, np.ndarray) and X.dtype == np.float16 else X
-
-
-class Map(TransformerMixin, BaseEstimator):
+class Map(TransformerMixin, Estimator):
     """A map from a source space (dimension d_source) to a target space (dimension d_target).
 
     Learned attributes end in an underscore. `transform` gives back what it was given: NumPy or torch, float16,
@@ -49,6 +34,8 @@ class Map(TransformerMixin, BaseEstimator):
     into_target: ClassVar[bool] = True
     """Whether `transform` leads into the target space itself, or into a third space that both are led to."""
     min_anchors: ClassVar[int] = 2
+    chosen: ClassVar[dict[str, str]] = {}
+    """Parameters that `fit` may choose by cross-validation, and the attributes that hold what it chose."""
 
     fingerprint_: str
     target_dimension_: int
@@ -62,16 +49,18 @@ class Map(TransformerMixin, BaseEstimator):
         X, Y = to_numpy(X), to_numpy(Y)
         if Y is None:
             raise ValueError(f"requires y to be passed, but the target y is None: {type(self).__name__} maps X to y")
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=self.min_anchors)
+        X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=self.min_anchors)
         Y = check_array(
-            Y, dtype=[np.float64, np.float32], ensure_2d=False, ensure_min_samples=self.min_anchors, input_name="y"
-        )
-        Y = Y.reshape(len(Y), -1)
+            Y, dtype=FLOATS, ensure_2d=False, ensure_min_samples=self.min_anchors, input_name="y"
+        ).reshape(len(Y), -1)
         if self.paired and len(X) != len(Y):
             raise ValueError(
                 f"{type(self).__name__} needs paired rows: X has {len(X)} rows, y has {len(Y)}; "
                 "for unpaired spaces use gromov_wasserstein"
             )
+        for side, Z in (("X", X), ("y", Y)):
+            if (Z == Z[0]).all():
+                raise ValueError(f"{side} is constant: all anchors are the same vector, nothing can be fitted")
         self.target_dimension_ = Y.shape[1]
         return X, Y
 
@@ -86,36 +75,11 @@ class Map(TransformerMixin, BaseEstimator):
     def fit(self, X: Array, Y: Array) -> Self:
         """Fit on anchors X (n, d_source) and Y (n, d_target); raises ValueError for what cannot be fitted."""
 
+    def settled(self) -> Self:
+        """An unfitted copy whose cross-validated choices are fixed at what this fitted map chose."""
+        return clone(self).set_params(**{name: getattr(self, learned) for name, learned in self.chosen.items()})
+
     # --- applying
-
-    def _check(self, X: Array, dimension: int, side: str) -> Array:
-        """X as a float array of the given width, in its own library."""
-        check_is_fitted(self)
-        if not is_torch_array(X):
-            X = to_numpy(X)
-            if side == "X":
-                return validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-            X = check_array(X, dtype=[np.float64, np.float32], ensure_2d=dimension > 1, input_name=side)
-            X = X.reshape(len(X), -1)
-        if X.ndim != 2 or X.shape[1] != dimension:
-            what = "features" if side == "X" else "target features"
-            raise ValueError(
-                f"{side} has {X.shape[-1]} features, but {type(self).__name__} is expecting {dimension} {what} as input"
-            )
-        xp = array_namespace(X)
-        if X.dtype in (xp.float16, getattr(xp, "bfloat16", xp.float16)):
-            X = xp.astype(X, xp.float32)
-        if not xp.all(xp.isfinite(xp.sum(X))):
-            raise ValueError(f"{side} holds NaN or infinity")
-        return X
-
-    def _apply(self, X: Array, dimension: int, side: str, function: Any) -> Array:
-        given = X
-        out = function(self._check(X, dimension, side))
-        half = getattr(given, "dtype", None)
-        if is_torch_array(given):
-            return out.to(half)
-        return out.astype(np.float16) if half == np.float16 else out
 
     def transform(self, X: Array) -> Array:
         """Source vectors (n, d_source) to where the map leads, (n, d_target) for maps into the target space."""
@@ -145,79 +109,12 @@ class Map(TransformerMixin, BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "target_dimension_")
 
-    # --- keeping
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        """Every learned array, by attribute name."""
-        return {k: v for k, v in vars(self).items() if k.endswith("_") and isinstance(v, np.ndarray)}
-
-    def save(self, folder: str | Path) -> None:
-        """Write the fitted map to a folder: weights.safetensors and config.json. No pickle, no code.
-
-        The config, which names the weights' checksum, is written last: a folder without it was not finished.
-        """
-        check_is_fitted(self)
-        folder = Path(folder)
-        arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays().items() if array.dtype.kind in "fiu"}
-        weights = save(arrays)
-        learned = {
-            name: value
-            for name, value in vars(self).items()
-            if name.endswith("_") and not name.endswith("__") and isinstance(value, (int, float, str, dict))
-        }
-        config = {
-            "format": FORMAT,
-            "class": type(self).__name__,
-            "parameters": self.get_params(),
-            "learned": learned,
-            "weights": hashlib.sha256(weights).hexdigest(),
-            "versions": {"numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__},
-        }
-        try:
-            text = json.dumps(config, indent=2)
-        except TypeError as error:
-            raise ValueError(f"cannot save {self}: a parameter is not a plain value ({error})") from None
-        write_atomically(folder / "weights.safetensors", weights)
-        write_atomically(folder / "config.json", text.encode())
-
-    def _restore(self, folder: Path, config: dict[str, Any]) -> Self:
-        path = folder / "weights.safetensors"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != config["weights"]:
-            raise ValueError(f"{path} is missing or damaged: its checksum is not the one in config.json")
-        for name, value in {**load_file(path), **config["learned"]}.items():
-            if not name.endswith("_") or name.endswith("__"):
-                raise ValueError(f"{folder / 'config.json'}: '{name}' is no learned attribute")
-            setattr(self, name, value)
-        return self
-
-    # --- exporting
-
-    def to_onnx(self, path: str | Path) -> None:
-        """Write `transform` as an ONNX graph: input 'vectors' (n, d_source) float32, output 'mapped'."""
-        from align.onnx import Graph
-
-        check_is_fitted(self)
-        graph = Graph(self.n_features_in_)
-        graph.write(path, self._onnx(graph, "vectors"))
-
-    @abstractmethod
-    def _onnx(self, graph: Any, x: str) -> str:
-        """Add the nodes of `transform` to the graph, from the value named x; gives the result's name."""
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         tags.target_tags.multi_output = True
         tags.target_tags.single_output = True
         return tags
-
-
-def like(array: np.ndarray, X: Array) -> Array:
-    """A learned array in X's library, precision and device."""
-    xp = array_namespace(X)
-    if is_torch_array(X):
-        return xp.asarray(array, dtype=X.dtype, device=device_of(X))
-    return array.astype(X.dtype, copy=False)
 
 
 class AffineMap(Map):
@@ -272,14 +169,12 @@ class AffineMap(Map):
         """(d_target, d_source), the Moore-Penrose inverse of `matrix_` unless a map knows better."""
         return np.linalg.pinv(self.matrix_)
 
+    def _inverse(self, Y: Array) -> Array:
+        return (Y - like(self.target_mean_, Y)) @ like(self._inverse_matrix(), Y) + like(self.source_mean_, Y)
+
     def inverse_transform(self, Y: Array) -> Array:
         """Target vectors (n, d_target) back to the source space; exact where `matrix_` has an inverse."""
-        return self._apply(
-            Y,
-            self._width("target"),
-            "Y",
-            lambda Y: (Y - like(self.target_mean_, Y)) @ like(self._inverse_matrix(), Y) + like(self.source_mean_, Y),
-        )
+        return self._apply(Y, self._width("target"), "Y", self._inverse)
 
     def _onnx(self, graph: Any, x: str) -> str:
         centred = graph.node("Sub", x, graph.constant(self.source_mean_))

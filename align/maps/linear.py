@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from align.maps.base import AffineMap
@@ -79,6 +81,8 @@ class Ridge(AffineMap):
     cv_errors_ : (m,) mean squared error a held-out item on the path, or absent where nothing was chosen.
     """
 
+    chosen: ClassVar[dict[str, str]] = {"alphas": "alpha_"}
+
     def __init__(
         self,
         alphas: float | list[float] | None = None,
@@ -105,7 +109,7 @@ class Ridge(AffineMap):
             self.alphas_ = values.sum() / moments.source.dimension * np.logspace(-5, 3, 25)
         else:
             self.alphas_ = np.sort(np.atleast_1d(np.asarray(self.alphas, float)))
-        if not (self.alphas_ > 0).all():
+        if not len(self.alphas_) or not (self.alphas_ > 0).all():
             raise ValueError(f"alphas must be positive, got {self.alphas}; for no penalty use least_squares")
         best = 0
         warnings = []
@@ -126,7 +130,7 @@ class Ridge(AffineMap):
             "explained_variance": _explained(moments, weights),
             "warnings": warnings,
         }
-        if best or len(self.alphas_) > 1:
+        if len(self.alphas_) > 1:
             total = np.trace(moments.target.scatter) / moments.n
             self.report_["cv_explained_variance"] = float(1 - self.cv_errors_[best] / total)
 
@@ -151,7 +155,10 @@ class Ridge(AffineMap):
 def fold_numbers(n: int, folds: int, random_state: int) -> np.ndarray:
     """A shuffled fold number in 0..folds-1 for each of n items, sizes equal to within one."""
     if not 2 <= folds <= n:
-        raise ValueError(f"cv must be between 2 and the number of anchors ({n}), got {folds}")
+        raise ValueError(
+            f"cv must be between 2 and the number of anchors ({n}), got {folds}: "
+            "give more anchors, or fix what is chosen (alphas, n_components and regularisation)"
+        )
     return np.random.default_rng(random_state).permutation(np.arange(n) % folds)
 
 

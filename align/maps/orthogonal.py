@@ -9,14 +9,15 @@ from align.moments import Moments
 
 
 class Procrustes(AffineMap):
-    """Orthogonal Procrustes: the W with orthonormal columns (or rows) nearest to mapping X onto Y.
+    """Orthogonal Procrustes: the W with orthonormal columns (or rows) that maximises trace(W^T X^T Y).
 
     With X^T Y = U S V^T (centred), W = U V^T (Schoenemann 1966). Where the dimensions differ, W is
-    (d_source, d_target) with orthonormal columns if d_source >= d_target, orthonormal rows otherwise.
+    (d_source, d_target) with orthonormal columns if d_source >= d_target, orthonormal rows otherwise. In the
+    second case, as between equal dimensions, W is also the nearest in least squares.
 
     Parameters
     ----------
-    scale : also fit one factor, trace(S) / ||X||^2, which makes it the least-squares similarity.
+    scale : also fit one factor by least squares, trace(S) / ||X W||^2.
     center : fit an intercept (the means).
 
     Attributes
@@ -34,14 +35,18 @@ class Procrustes(AffineMap):
         left, values, right = np.linalg.svd(cross, full_matrices=False)
         if values[0] <= 0:
             raise ValueError("X or y is constant: all anchors are the same vector, nothing can be fitted")
-        self.scale_ = float(values.sum() / np.trace(moments.source.scatter)) if self.scale else 1.0
-        self.matrix_ = left @ right * self.scale_
-        norms = np.sqrt(np.trace(moments.source.scatter) * np.trace(moments.target.scatter))
+        rotation = left @ right
+        basis = moments.source.basis
+        inside = rotation if basis is None else basis.T @ rotation
+        moved = float(np.sum(inside * (moments.source.scatter @ inside)))
+        self.scale_ = float(values.sum() / moved) if self.scale else 1.0
+        self.matrix_ = rotation * self.scale_
+        fit = 2 * self.scale_ * values.sum() - self.scale_**2 * moved
         rank = int((values > values[0] * 1e-10).sum())
         self.report_ = {
             "n": moments.n,
             "rank": rank,
-            "explained_variance": float((values.sum() / norms) ** 2),
+            "explained_variance": float(fit / np.trace(moments.target.scatter)),
             "warnings": [f"the anchors fix {rank} of {len(values)} directions; the rest of the rotation is arbitrary"]
             * (rank < len(values)),
         }

@@ -36,28 +36,26 @@ class Relative(Map):
         self.random_state = random_state
 
     def fit(self, X: Array, Y: Array) -> Self:
-        """Take the anchors from paired rows X (n, d_source), Y (n, d_target); ValueError for a zero vector."""
-        X, Y = self._check_fit(X, Y)
-        if self.n_anchors is not None and not 1 <= self.n_anchors <= len(X):
-            raise ValueError(f"n_anchors must be between 1 and the {len(X)} given, got {self.n_anchors}")
-        chosen = slice(None)
-        if self.n_anchors is not None:
-            chosen = np.sort(np.random.default_rng(self.random_state).permutation(len(X))[: self.n_anchors])  # type: ignore[assignment]
-        self.source_mean_, self.source_anchors_ = self._anchors(X, chosen, "X")
-        self.target_mean_, self.target_anchors_ = self._anchors(Y, chosen, "y")
-        self._fingerprint(self.source_anchors_, self.target_anchors_)
-        self.report_ = {"n": len(self.source_anchors_), "warnings": []}
-        return self
+        """Take the anchors from paired rows X (n, d_source), Y (n, d_target).
 
-    def _anchors(self, X: np.ndarray, chosen: Any, side: str) -> tuple[np.ndarray, np.ndarray]:
-        mean = X.mean(0, dtype=np.float64) * self.center
-        anchors = X[chosen] - mean
-        norms = np.linalg.norm(anchors, axis=1, keepdims=True)
-        # A centred copy of the mean is as good as zero: its direction is rounding.
-        if not (norms > np.finfo(X.dtype).eps * max(float(np.abs(X).max()), np.finfo(X.dtype).tiny)).all():
-            row = int(np.argmin(norms))
-            raise ValueError(f"{side}: anchor {row} is a zero vector (after centring) and has no direction; leave it out")
-        return mean, anchors / norms
+        An anchor that is zero on either side (after centring) has no direction, and is left out with a warning.
+        Raises ValueError where n_anchors is not between 1 and the number of the others.
+        """
+        X, Y = self._check_fit(X, Y)
+        self.source_mean_, self.target_mean_ = (Z.mean(0, dtype=np.float64) * self.center for Z in (X, Y))
+        (source, first), (target, second) = _directions(X, self.source_mean_), _directions(Y, self.target_mean_)
+        usable = np.flatnonzero(first & second)
+        wanted = len(usable) if self.n_anchors is None else self.n_anchors
+        if not 1 <= wanted <= len(usable):
+            raise ValueError(f"n_anchors must be between 1 and the {len(usable)} given that are not zero, got {wanted}")
+        if self.n_anchors is not None:
+            usable = np.sort(np.random.default_rng(self.random_state).permutation(usable)[:wanted])
+        self.source_anchors_, self.target_anchors_ = source[usable], target[usable]
+        self._fingerprint(self.source_anchors_, self.target_anchors_)
+        zero = len(X) - int((first & second).sum())
+        warnings = [f"{zero} anchors are zero after centring, have no direction and were left out"] * (zero > 0)
+        self.report_ = {"n": len(self.source_anchors_), "warnings": warnings}
+        return self
 
     def _relate(self, X: Array, mean: np.ndarray, anchors: np.ndarray) -> Array:
         xp = array_namespace(X)
@@ -78,3 +76,12 @@ class Relative(Map):
         norm = graph.node("ReduceL2", centred, axes=[1], keepdims=1)
         safe = graph.node("Max", norm, graph.constant(np.float32(np.finfo(np.float32).tiny)))
         return graph.node("MatMul", graph.node("Div", centred, safe), graph.constant(self.source_anchors_.T))
+
+
+def _directions(X: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows (n, d) of X about the mean, and whether each (n,) has a direction at all."""
+    centred = X - mean
+    norms = np.linalg.norm(centred, axis=1)
+    # A row that equals the mean is as good as zero: its direction is rounding.
+    real = norms > 10 * np.finfo(X.dtype).eps * float(np.abs(X).max())
+    return centred / np.where(real, norms, 1)[:, None], real

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from align.maps.base import AffineMap, Array, like
@@ -40,6 +42,8 @@ class CCA(AffineMap):
     correlations_ : (k,) canonical correlations on the anchors, shrunk by the ridge.
     regularisation_, n_components_ : the values used.
     """
+
+    chosen: ClassVar[dict[str, str]] = {"n_components": "n_components_", "regularisation": "regularisation_"}
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from array_api_compat import array_namespace
 from align.maps.base import AffineMap, Array, Map, like
 from align.maps.orthogonal import Procrustes
 from align.moments import Moments
+from align.onnx import DOUBLE, FLOAT
 
 
 class OptimalTransport(Map):
@@ -36,6 +37,7 @@ class OptimalTransport(Map):
 
     Attributes
     ----------
+    n_iter_ : iterations of the solver (1 for the exact one, which does not say).
     plan_ is not kept; `report_` has marginal_error, plan_entropy (1 for a uniform plan, about
     log n / log n^2 = .5 for a permutation), iterations, converged, cost.
     """
@@ -89,14 +91,15 @@ class OptimalTransport(Map):
                 ot.bregman.sinkhorn_log, a, b, cost / self.scale_, self.reg,
                 numItermax=self.max_iter, stopThr=self.tol, log=True,
             )
-            # One column update from the row potential, so that the map agrees with the plan on training points.
-            self.potential_ = self.reg * log["log_v"] if "log_v" in log else self.reg * np.log(log["v"])
-            iterations, converged = int(log["niter"]), bool(log["err"][-1] <= self.tol)
+            # POT updates the rows last: softmax(log_v - C / reg) along a row is then the plan's row, rescaled.
+            self.potential_ = self.reg * log["log_v"]
+            iterations, converged = int(log["niter"]) + 1, bool(log["err"][-1] <= self.tol)
         else:
             plan, log = _quietly(ot.emd, a, b, cost / self.scale_, numItermax=1_000_000, log=True)
             self.sources_ = moved
             self.moves_ = plan @ self.targets_ / plan.sum(1, keepdims=True) - moved
-            iterations, converged = 0, log["warning"] is None
+            iterations, converged = 1, log["warning"] is None
+        self.n_iter_ = iterations
         self._fingerprint(moved, self.targets_)
         self.report_ = {
             "n": len(moved), "m": len(self.targets_), "cost": float((plan * cost).sum()),
@@ -105,7 +108,12 @@ class OptimalTransport(Map):
         return self
 
     def _source_to_shared(self, X: Array) -> Array:
+        return like(self._barycentres(X), X) if isinstance(X, np.ndarray) else self._barycentres(X).to(X.dtype)
+
+    def _barycentres(self, X: Array) -> Array:
+        """Where X (n, d_source) goes, in float64: the exponent of small regularisations needs it."""
         xp = array_namespace(X)
+        X = xp.astype(X, xp.float64)
         moved = (X - like(self.source_mean_, X)) @ like(self.matrix_, X)
         if not self.reg:
             points = like(self.sources_, X)
@@ -125,18 +133,23 @@ class OptimalTransport(Map):
         return Y - like(self.target_mean_, Y)
 
     def _onnx(self, graph: Any, x: str) -> str:
-        moved = graph.node("MatMul", graph.node("Sub", x, graph.constant(self.source_mean_)), graph.constant(self.matrix_))
+        def constant(array: np.ndarray) -> str:
+            return graph.constant(array, np.float64)
+
+        # In double precision, like `_barycentres`.
+        x = graph.node("Cast", x, to=DOUBLE)
+        moved = graph.node("MatMul", graph.node("Sub", x, constant(self.source_mean_)), constant(self.matrix_))
         points = self.targets_ if self.reg else self.sources_
         unit = self.scale_ * self.reg if self.reg else 1.0
         shift = -(points**2).sum(1) / unit + (self.potential_ / self.reg if self.reg else 0.0)
-        products = graph.node("MatMul", moved, graph.constant(2 * points.T / unit))
-        scores = graph.node("Add", products, graph.constant(shift))
+        products = graph.node("MatMul", moved, constant(2 * points.T / unit))
+        scores = graph.node("Add", products, constant(shift))
         if self.reg:
-            mapped = graph.node("MatMul", graph.node("Softmax", scores, axis=1), graph.constant(points))
+            mapped = graph.node("MatMul", graph.node("Softmax", scores, axis=1), constant(points))
         else:
             nearest = graph.node("ArgMax", scores, axis=1, keepdims=0)
-            mapped = graph.node("Add", moved, graph.node("Gather", graph.constant(self.moves_), nearest, axis=0))
-        return graph.node("Add", mapped, graph.constant(self.target_mean_))
+            mapped = graph.node("Add", moved, graph.node("Gather", constant(self.moves_), nearest, axis=0))
+        return graph.node("Cast", graph.node("Add", mapped, constant(self.target_mean_)), to=FLOAT)
 
 
 class GromovWasserstein(AffineMap):
@@ -188,8 +201,6 @@ class GromovWasserstein(AffineMap):
         distances = []
         for Z in (X, Y):
             D = ot.dist(np.asarray(Z, np.float64), metric="euclidean")
-            if D.max() <= 0:
-                raise ValueError("X or y is constant: all points are the same, their distances say nothing")
             distances.append(D / D.mean())
         a, b = ot.unif(len(X)), ot.unif(len(Y))
         if self.reg:
@@ -197,16 +208,20 @@ class GromovWasserstein(AffineMap):
                 ot.gromov.entropic_gromov_wasserstein, *distances, a, b, epsilon=self.reg,
                 max_iter=self.max_iter, tol=self.tol, log=True,
             )
-            iterations, converged = len(log.get("err", [])), bool(log["err"] and log["err"][-1] <= self.tol)
+            # POT looks at the error at every tenth iteration, and stops there.
+            iterations = min(self.max_iter, 10 * len(log["err"]) - 9)
+            converged = bool(log["err"][-1] <= self.tol)
         else:
             plan, log = _quietly(
                 ot.gromov.gromov_wasserstein, *distances, a, b,
                 max_iter=self.max_iter, tol_rel=self.tol, tol_abs=self.tol, log=True,
             )
-            iterations = len(log["loss"]) - 1
+            iterations = max(1, len(log["loss"]) - 1)
             converged = iterations < self.max_iter
-        rows = plan.sum(1, keepdims=True)
-        barycentres = plan @ Y / np.where(rows > 0, rows, 1)
+        if not np.isfinite(plan).all() or not np.all(plan.sum(1) > 0):
+            raise ValueError(f"the entropic solver broke down with reg={self.reg}: use a larger one, or reg=0 (exact)")
+        self.n_iter_ = iterations
+        barycentres = plan @ Y / plan.sum(1, keepdims=True)
         self.fit_moments(Moments.of(np.asarray(X, np.float64), barycentres, center=self.center))
         self.report_ |= {
             "m": len(Y), "gw_distance": float(log["gw_dist"]), **plan_report(plan, a, b, converged, iterations),

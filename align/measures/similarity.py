@@ -13,13 +13,15 @@ def linear_cka(X: np.ndarray, Y: np.ndarray, *, debiased: bool = False) -> float
     Invariant to rotation and to one scale; 1 for spaces equal up to those. The biased value grows with d / n:
     `debiased` uses the unbiased HSIC of Song et al. (2012), whose expectation for unrelated spaces is 0.
 
-    Computed from d x d products or n x n products, whichever is smaller.
+    Computed from d x d products or n x n products, whichever is smaller. A constant space is like nothing: 0.
     """
     n = len(X)
     if len(Y) != n:
         raise ValueError(f"CKA needs paired rows, got {n} and {len(Y)}")
     if n < 4:
         raise ValueError(f"CKA needs at least 4 items, got {n}")
+    if any((Z == Z[0]).all() for Z in (X, Y)):
+        return 0.0
     X, Y = (np.asarray(Z, np.float64) - Z.mean(0, dtype=np.float64) for Z in (X, Y))
     hsic = _hsic_debiased if debiased else _hsic
     both = hsic(X, X) * hsic(Y, Y)
@@ -54,7 +56,9 @@ def mutual_knn(X: np.ndarray, Y: np.ndarray, *, k: int = 10) -> float:
 
 def neighbours(X: np.ndarray, k: int = 10) -> np.ndarray:
     """The k nearest other items (n, k) of each row of X (n, d) by cosine about the mean."""
-    return nearest(unit_rows(X - X.mean(0, keepdims=True)), unit_rows(X - X.mean(0, keepdims=True)), k, exclude_self=True)[1]
+    X = X if X.dtype == np.float64 else X.astype(np.float32)
+    units = unit_rows(X - X.mean(0, dtype=np.float64).astype(X.dtype))
+    return nearest(units, units, k, exclude_self=True)[1]
 
 
 def neighbour_overlap(first: np.ndarray, second: np.ndarray) -> float:

@@ -44,8 +44,13 @@ def permutation_null(ranks: np.ndarray, *, replicates: int = 1000, random_state:
     """
     n = len(ranks)
     rng = np.random.default_rng(random_state)
-    drawn = [retrieval_outcomes(rng.integers(1, n + 1, n)) for _ in range(replicates)]
-    return {
-        metric: np.array([(np.mean if statistic == "mean" else np.median)(draw[metric][0]) for draw in drawn])
-        for metric, (_, statistic) in drawn[0].items()
-    }
+    null = {metric: np.empty(replicates) for metric in retrieval_chance(n)}
+    step = max(1, 2_000_000 // n)
+    for start in range(0, replicates, step):
+        rows = slice(start, min(start + step, replicates))
+        drawn = rng.integers(1, n + 1, (rows.stop - start, n), dtype=np.int32)
+        for k in CUTOFFS:
+            null[f"recall_at_{k}"][rows] = np.count_nonzero(drawn <= k, axis=1) / n
+        null["mrr"][rows] = (1.0 / drawn).mean(1)
+        null["median_rank"][rows] = np.median(drawn, axis=1)
+    return null

@@ -11,11 +11,12 @@ from uuid import uuid4
 from filelock import FileLock
 
 from registry.errors import UserError
+from registry.home import home
 
 
 def cache_dir() -> Path:
-    """``$SUTURE_HOME/cache``, or ``~/.suture/cache``; not created here."""
-    return Path(os.environ.get("SUTURE_HOME") or Path.home() / ".suture") / "cache"
+    """The folder under SUTURE_HOME for what can be made again; not created here."""
+    return home() / "cache"
 
 
 def made_once(relative: str, make: Callable[[Path], None]) -> Path:

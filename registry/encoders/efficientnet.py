@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lit
 DIMENSION = 1280
 # Part of the cache's file names: raise it when the exported graph changes.
 _RECIPE = 1
+# torch's exporter keeps global state, and so do warning filters: one export at a time.
+_EXPORTING = Lock()
 
 
 class EfficientNetLite(OnnxImages):
@@ -63,7 +66,7 @@ class EfficientNetLite(OnnxImages):
 
         def make(path: Path) -> None:
             state = self._state()
-            # The stored weight is a transposed view, whose elements safetensors would write in the wrong order.
+            # The stored weight is a transposed view, and safetensors writes memory as it lies.
             parts = {part: np.ascontiguousarray(state[f"_fc.{part}"].numpy()) for part in ("weight", "bias")}
             save_file(parts, path)
 
@@ -151,7 +154,7 @@ def _export_pooled(network: Any, size: int, path: Path) -> None:
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return self.network.extract_features(pixels).mean((2, 3))
 
-    with warnings.catch_warnings(), torch.no_grad():
+    with _EXPORTING, warnings.catch_warnings(), torch.no_grad():
         # The tracing exporter warns that it is the older one: here it is four times as fast and as exact.
         warnings.simplefilter("ignore")
         torch.onnx.export(

@@ -155,6 +155,7 @@ def _safetensors(path: Path) -> tuple[list[str] | None, np.ndarray]:
 
 def _parquet(path: Path) -> tuple[list[str] | None, np.ndarray]:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(path)
@@ -174,7 +175,7 @@ def _parquet(path: Path) -> tuple[list[str] | None, np.ndarray]:
     column = table[vector_column].combine_chunks()
     if column.null_count:
         raise UserError(f"'{path}' has {column.null_count} rows without a vector")
-    widths = set(pa.compute.list_value_length(column).unique().to_pylist())
+    widths = set(pc.list_value_length(column).unique().to_pylist())
     if len(widths) != 1:
         raise UserError(f"'{path}' has vectors of different lengths: {', '.join(map(str, sorted(widths)))}")
     vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), widths.pop())

@@ -1,0 +1,207 @@
+"""What every estimator here shares: NumPy or torch in and out, checked input, saving, loading and export."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import scipy
+import sklearn
+from array_api_compat import array_namespace, is_torch_array
+from array_api_compat import device as device_of
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import (
+    check_array,
+    check_is_fitted,
+    validate_data,
+)
+
+from align.files import write_atomically
+
+FORMAT = 1
+"""Version of the folder that `save` writes."""
+
+Array = Any
+"""A NumPy array or a torch tensor."""
+
+FLOATS = [np.float64, np.float32]
+"""What is computed in; anything else is converted to the first of them."""
+
+
+def to_numpy(X: Array) -> Any:
+    """A NumPy array of the same values; half precision becomes float32. Anything but a tensor passes through."""
+    if is_torch_array(X):
+        X = X.detach().cpu()
+        X = (X if X.dtype.itemsize > 2 else X.float()).numpy()
+    return X.astype(np.float32) if isinstance(X, np.ndarray) and X.dtype == np.float16 else X
+
+
+def like(array: np.ndarray, X: Array) -> Array:
+    """A learned array in X's library, precision and device."""
+    if is_torch_array(X):
+        return array_namespace(X).asarray(array, dtype=X.dtype, device=device_of(X))
+    return array.astype(X.dtype, copy=False)
+
+
+class Estimator(BaseEstimator):
+    """A scikit-learn estimator of vectors that gives back what it was given, and that saves without pickle."""
+
+    n_features_in_: int
+
+    # --- applying
+
+    def _check(self, X: Array, dimension: int, side: str) -> Array:
+        """X (n, dimension) as finite float32 or float64, in its own library; ValueError, naming `side`, if it is not."""
+        check_is_fitted(self)
+        if not is_torch_array(X):
+            X = to_numpy(X)
+            if side == "X" and dimension == self.n_features_in_:
+                return validate_data(self, X, dtype=FLOATS, reset=False)
+            X = check_array(X, dtype=FLOATS, ensure_2d=dimension > 1, input_name=side)
+            X = X.reshape(len(X), -1)
+        if X.ndim != 2 or X.shape[1] != dimension:
+            raise ValueError(
+                f"{side} has the shape {tuple(X.shape)}, but {type(self).__name__} expects {dimension} features a row"
+            )
+        if is_torch_array(X):
+            if X.is_complex():
+                raise ValueError(f"{side} is complex; {type(self).__name__} maps real vectors")
+            X = X if X.dtype.itemsize > 2 and X.is_floating_point() else X.float()
+            # The sum is read first: it is finite for all but broken and astronomically large vectors.
+            if not X.sum().isfinite() and not X.isfinite().all():
+                raise ValueError(f"{side} holds NaN or infinity")
+        return X
+
+    def _apply(self, X: Array, dimension: int, side: str, function: Callable[[Array], Array]) -> Array:
+        """`function` of the checked X, in the library, device and floating precision of X as it was given."""
+        out = function(self._check(X, dimension, side))
+        if is_torch_array(X):
+            return out.to(X.dtype) if X.is_floating_point() else out
+        return out.astype(np.float16) if getattr(X, "dtype", None) == np.float16 else out
+
+    # --- keeping
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Every learned array, by attribute name."""
+        return {
+            name: np.asarray(value, order="C")
+            for name, value in vars(self).items()
+            if _learned(name) and isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+        }
+
+    def _parameters(self, folder: Path) -> dict[str, Any]:
+        """What config.json says of the constructor's parameters."""
+        return self.get_params(deep=False)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted estimator to a folder: weights.safetensors and config.json. No pickle, no code.
+
+        The config, which names the weights' checksum, is written last: a folder without it was not finished.
+        Raises ValueError for a parameter that JSON cannot hold, NotFittedError, or OSError.
+        """
+        check_is_fitted(self)
+        folder = Path(folder)
+        weights = save(self._arrays())
+        plain = (int, float, str, dict, np.generic)
+        learned = {k: v for k, v in vars(self).items() if _learned(k) and isinstance(v, plain)}
+        if hasattr(self, "feature_names_in_"):
+            learned["feature_names_in_"] = self.feature_names_in_
+        config = {
+            "format": FORMAT,
+            "class": type(self).__name__,
+            "parameters": self._parameters(folder),
+            "learned": learned,
+            "weights": hashlib.sha256(weights).hexdigest(),
+            "versions": {
+                "numpy": np.__version__,
+                "scipy": scipy.__version__,
+                "scikit-learn": sklearn.__version__,
+            },
+        }
+        try:
+            text = json.dumps(config, indent=2, default=_plain)
+        except TypeError as error:
+            raise ValueError(f"cannot save {self}: a parameter is not a plain value ({error})") from None
+        write_atomically(folder / "weights.safetensors", weights)
+        write_atomically(folder / "config.json", text.encode())
+
+    def _restore(self, folder: Path, config: dict[str, Any]) -> Self:
+        """Set what was learned from a folder and its config."""
+        path = folder / "weights.safetensors"
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != config["weights"]:
+            raise ValueError(f"{path} is missing or damaged: its checksum is not the one in config.json")
+        try:
+            learned: dict[str, Any] = {**load(content), **config["learned"]}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        for name, value in learned.items():
+            if not _learned(name):
+                raise ValueError(f"{folder / 'config.json'}: '{name}' is no learned attribute")
+            setattr(self, name, np.asarray(value, object) if name == "feature_names_in_" else value)
+        if not isinstance(learned.get("n_features_in_"), int):
+            raise ValueError(f"{folder / 'config.json'} is damaged: it does not say the number of features")
+        check_is_fitted(self)
+        return self
+
+    # --- exporting
+
+    def to_onnx(self, path: str | Path) -> None:
+        """Write `transform` as an ONNX graph: input 'vectors' (n, n_features_in_) float32, output 'mapped'."""
+        from align.onnx import Graph
+
+        check_is_fitted(self)
+        graph = Graph(self.n_features_in_)
+        graph.write(path, self._onnx(graph, "vectors"))
+
+    @abstractmethod
+    def _onnx(self, graph: Any, x: str) -> str:
+        """Add the nodes of `transform` to the graph, from the value named x; gives the result's name."""
+
+
+Kind = TypeVar("Kind", bound=Estimator)
+
+
+def load_folder(folder: str | Path, classes: Mapping[str, type[Kind]]) -> Kind:
+    """What `save` wrote, bit for bit, if it is one of these classes; nothing else is ever made.
+
+    Raises ValueError for a folder that holds none of them, is damaged, or has another format.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+        kinds = {"format": int, "class": str, "parameters": dict, "learned": dict, "weights": str}
+        wrong = [key for key, kind in kinds.items() if not isinstance(config[key], kind)]
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} is no saved map: it has no config.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from None
+    if wrong:
+        raise ValueError(f"{path} is damaged: '{wrong[0]}' is not what it should be")
+    if config["format"] != FORMAT:
+        raise ValueError(f"{folder} has format {config['format']}; this version reads format {FORMAT}")
+    if config["class"] not in classes:
+        raise ValueError(f"{folder} holds a '{config['class']}'; valid: {', '.join(classes)}")
+    try:
+        made = classes[config["class"]](**config["parameters"])
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return made._restore(folder, config)
+
+
+def _learned(name: str) -> bool:
+    return name.endswith("_") and not name.startswith("_") and not name.endswith("__")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__}: {value!r}")

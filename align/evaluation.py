@@ -1,0 +1,235 @@
+"""One pair on one split: maps are fitted on the anchors, and judged on the held-out items by every task that applies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from sklearn.base import clone
+
+from align.maps import AffineMap, Identity, Map
+from align.moments import Moments, Points
+from align.pair import Split
+from align.rules.prototype import NearestPrototype
+from align.score import Outcomes, Score, Statistic, permutation_p
+from align.tasks import classification, retrieval
+
+Key = tuple[str, str, str]
+"""Map label, task, metric."""
+
+
+@dataclass(eq=False)
+class Anchors:
+    """One space's anchors of one split, with what every pair of this space shares."""
+
+    vectors: np.ndarray
+    folds: np.ndarray
+    _points: dict[bool, Points] = field(default_factory=dict)
+
+    def points(self, center: bool) -> Points:
+        """The sums about the mean (or about zero), taken once."""
+        if center not in self._points:
+            self._points[center] = Points.of(self.vectors, self.folds, center=center)
+        return self._points[center]
+
+
+@dataclass(frozen=True, eq=False)
+class Tasks:
+    """What else than retrieval a pair can be judged by; each part may be missing.
+
+    Attributes
+    ----------
+    labels : the class of every joined item, for heads and zero-shot classes.
+    prompts, prompt_labels : prompt embeddings (p, d_target) in the target space, and the class of each.
+    stitch : whether to train a head in the target space and feed it with mapped sources.
+    pretrained_head : the target encoder's own classifier; scored is the agreement of its decision on mapped
+        sources with its decision on the true target vectors.
+    source_head : the source encoder's own classifier over the same classes, as that score's native baseline.
+    """
+
+    labels: Sequence[str] | None = None
+    prompts: np.ndarray | None = None
+    prompt_labels: Sequence[str] = ()
+    stitch: bool = False
+    pretrained_head: classification.LinearHead | None = None
+    source_head: classification.LinearHead | None = None
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """A pair on one split.
+
+    Parameters
+    ----------
+    source, target : the anchors of each space.
+    held_out_source, held_out_target : (m, d_source), (m, d_target), row i being the same item in both.
+    split : where anchors and held-out items stand among the joined items.
+    tasks : what to judge by, besides retrieval.
+    """
+
+    source: Anchors
+    target: Anchors
+    held_out_source: np.ndarray
+    held_out_target: np.ndarray
+    split: Split
+    tasks: Tasks = field(default_factory=Tasks)
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        return np.asarray(self.tasks.labels)
+
+    @cached_property
+    def _head(self) -> classification.Head:
+        return classification.train_head(self.target.vectors, self._labels[self.split.anchors])
+
+    def moments(self, center: bool = True) -> Moments:
+        """The anchors' sums, with folds."""
+        return self.source.points(center).with_target(self.target.points(center))
+
+    def fit(self, unfitted: Map) -> Map:
+        """A fitted copy. A map without pairs gets the targets in an order that says nothing."""
+        model = clone(unfitted)
+        if isinstance(model, AffineMap) and model.paired:
+            return model.fit_moments(self._moments(model.center))
+        order = np.arange(len(self.split.anchors))
+        if not model.paired and getattr(model, "init", "identity") == "identity":
+            order = np.random.default_rng(0).permutation(order)
+        return model.fit(self.source.vectors, self.target.vectors[order])
+
+    def _moments(self, center: bool) -> Moments:
+        if center not in self._pair_moments:
+            self._pair_moments[center] = self.moments(center)
+        return self._pair_moments[center]
+
+    @cached_property
+    def _pair_moments(self) -> dict[bool, Moments]:
+        return {}
+
+    def fit_shuffled(self, fitted: Map, *, random_state: int = 0) -> Map:
+        """The same map, with the same hyperparameters, fitted on anchors whose pairs are shuffled: the control."""
+        order = np.random.default_rng(random_state).permutation(len(self.split.anchors))
+        model = fitted.settled()
+        if isinstance(model, AffineMap) and model.paired:
+            moments = self._moments(model.center)
+            X, Y = (_rows(side.points(model.center)) for side in (self.source, self.target))
+            # A permutation changes neither space's own sums, only those across.
+            return model.fit_moments(Moments(moments.source, moments.target, (X.T @ Y[order]).astype(np.float64)))
+        return model.fit(self.source.vectors, self.target.vectors[order])
+
+    def judge(self, model: Map) -> dict[tuple[str, str], tuple[np.ndarray, Statistic]]:
+        """Every (task, metric) that applies to a fitted map, as one outcome a held-out item."""
+        queries = model.source_to_shared(self.held_out_source)
+        ranks = retrieval.retrieval_ranks(queries, model.target_to_shared(self.held_out_target))
+        out: dict[tuple[str, str], tuple[np.ndarray, Statistic]] = {
+            ("retrieval", metric): value for metric, value in retrieval.retrieval_outcomes(ranks).items()
+        }
+        if self.tasks.prompts is not None:
+            rule = NearestPrototype(model.target_to_shared(self.tasks.prompts), self.tasks.prompt_labels)
+            out["zero_shot", "accuracy"] = self._hits(rule.predict(queries))
+        if self.tasks.stitch:
+            if model.into_target:
+                predicted = self._head.predict(model.transform(self.held_out_source))
+            else:
+                # A relative map has no way into the target space: its head lives in the shared one (P062).
+                anchors = model.target_to_shared(self.target.vectors)
+                head = classification.train_head(anchors, self._labels[self.split.anchors])
+                predicted = head.predict(queries)
+            out["stitching", "accuracy"] = self._hits(predicted)
+        if self.tasks.pretrained_head is not None and model.into_target:
+            head_ = self.tasks.pretrained_head
+            same = head_.predict(model.transform(self.held_out_source)) == head_.predict(self.held_out_target)
+            out["pretrained_head", "agreement"] = (same.astype(np.float64), "mean")
+        return out
+
+    def _hits(self, predicted: np.ndarray) -> tuple[np.ndarray, Statistic]:
+        return (predicted == self._labels[self.split.held_out]).astype(np.float64), "mean"
+
+    def references(self) -> dict[str, dict[tuple[str, str], float]]:
+        """Baselines that no map is needed for: native (the target's own embeddings) and chance."""
+        m = len(self.held_out_source)
+        chance = {("retrieval", metric): value for metric, value in retrieval.retrieval_chance(m).items()}
+        native: dict[tuple[str, str], float] = {}
+        if self.tasks.prompts is not None:
+            identity = Identity().fit_moments(self._moments(True))
+            rule = NearestPrototype(identity.target_to_shared(self.tasks.prompts), self.tasks.prompt_labels)
+            hits, _ = self._hits(rule.predict(identity.target_to_shared(self.held_out_target)))
+            native["zero_shot", "accuracy"] = float(hits.mean())
+        if self.tasks.stitch:
+            native["stitching", "accuracy"] = float(self._hits(self._head.predict(self.held_out_target))[0].mean())
+        if self.tasks.labels is not None:
+            held = self._labels[self.split.held_out]
+            majority = classification.majority_share(self._labels[self.split.anchors], held)
+            chance |= {("zero_shot", "accuracy"): majority, ("stitching", "accuracy"): majority}
+        if self.tasks.pretrained_head is not None and self.tasks.source_head is not None:
+            own = self.tasks.source_head.predict(self.held_out_source)
+            native["pretrained_head", "agreement"] = float(
+                np.mean(own == self.tasks.pretrained_head.predict(self.held_out_target))
+            )
+        return {"native": native, "chance": chance}
+
+    def cross_validate(self, fitted: Map, *, cutoff: int = 10) -> float:
+        """Recall at `cutoff` on the anchors alone: each fold is retrieved by the map fitted on the other folds.
+
+        The map's hyperparameters stay as they were chosen on all anchors.
+        """
+        hits = []
+        for fold in range(int(self.split.folds.max()) + 1):
+            inside = self.split.folds == fold
+            model = fitted.settled()
+            X, Y = self.source.vectors, self.target.vectors
+            if isinstance(model, AffineMap) and model.paired:
+                model.fit_moments(self._moments(model.center).rest[fold])
+            else:
+                model.fit(X[~inside], Y[~inside])
+            ranks = retrieval.retrieval_ranks(model.source_to_shared(X[inside]), model.target_to_shared(Y[inside]))
+            hits.append(ranks <= cutoff)
+        return float(np.mean(np.concatenate(hits)))
+
+
+def _rows(points: Points) -> np.ndarray:
+    """All anchors about the common mean, fold after fold."""
+    means = (fold.mean - points.sums.mean for fold in points.sums.folds)
+    return np.concatenate([rows + mean for rows, mean in zip(points.parts, means, strict=True)])
+
+
+def pool(
+    names: Mapping[str, str],
+    outcomes: Sequence[Mapping[Key, tuple[np.ndarray, Statistic]]],
+    units: Sequence[Sequence[str]],
+    baselines: Mapping[Key, Mapping[str, float]],
+    *,
+    unit: str,
+    random_state: int = 0,
+) -> tuple[list[Score], dict[Key, Outcomes]]:
+    """Scores over several split seeds, with intervals that know an item when it comes again.
+
+    Parameters
+    ----------
+    names : source, target and split, as in `Score`.
+    outcomes : for each seed, one outcome a held-out item by (map, task, metric).
+    units : for each seed, the item key or the group of each held-out item.
+    baselines : by (map, task, metric), the baselines' values by name.
+    unit : what `units` are: 'items' or 'groups'.
+    """
+    flat = [name for seed in units for name in seed]
+    scores, kept = [], {}
+    for key in outcomes[0]:
+        statistic = outcomes[0][key][1]
+        pooled = Outcomes(np.concatenate([seed[key][0] for seed in outcomes]), flat, statistic)
+        low, high = pooled.interval(random_state=random_state)
+        label, task, metric = key
+        p_value = None
+        if task == "retrieval" and metric.startswith("recall"):
+            first = outcomes[0][label, task, "median_rank"][0]
+            null = retrieval.permutation_null(first.astype(np.int64), random_state=random_state)[metric]
+            p_value = permutation_p(float(outcomes[0][key][0].mean()), null)
+        scores.append(
+            Score(
+                **names, map=label, task=task, metric=metric, value=pooled.value(), low=low, high=high,
+                n=len(set(flat)), unit=unit, baselines=dict(baselines.get(key, {})), p_value=p_value,
+            )
+        )
+        kept[key] = pooled
+    return scores, kept

@@ -1,0 +1,182 @@
+"""The flow `align_spaces`: embed -> fit -> evaluate -> record -> report, as Prefect tasks that pass references."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ThreadPoolTaskRunner
+from threadpoolctl import threadpool_limits
+
+from flows import steps
+from flows.config import RunConfig
+from registry.errors import UserError
+from registry.record import TrackingUnavailable
+
+WORKERS = min(4, os.cpu_count() or 1)
+
+
+class Cancelled(UserError):
+    """The run was asked to stop; what is finished is kept, and the next run goes on from it."""
+
+
+class Watch:
+    """Progress of the phases, for whoever shows it, and the wish to stop."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.total: Callable[[str, int], None] = lambda phase, total: None
+        self.advance: Callable[[str, int], None] = lambda phase, steps: None
+
+    def progress(self, phase: str) -> Callable[[int], None]:
+        """A callback that advances a phase, and breaks off the work where the run is to stop."""
+
+        def callback(done: int) -> None:
+            if self.stop.is_set():
+                raise Cancelled("stopped: finished shards and results are kept, run again to go on")
+            self.advance(phase, done)
+
+        return callback
+
+
+WATCH = Watch()
+
+
+def _retry(_task: Any, _run: Any, state: Any) -> bool:
+    """Retry what may pass (a network, a busy database), not what the user has to mend."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, UserError | ValueError | KeyboardInterrupt | MemoryError)
+
+
+@task(task_run_name="embed {name}", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2, retry_condition_fn=_retry)
+def embed_space(config: RunConfig, name: str) -> str:
+    return steps.embed(config, name, WATCH.progress("embed"))
+
+
+@task(
+    task_run_name="embed prompts for {name}", cache_policy=NO_CACHE,
+    retries=2, retry_delay_seconds=2, retry_condition_fn=_retry,
+)  # fmt: skip
+def embed_prompts(config: RunConfig, name: str) -> str:
+    return steps.embed_prompts(config, name)
+
+
+@task(task_run_name="fit {source} -> {target}", cache_policy=NO_CACHE)
+def fit_pair(config: RunConfig, source: str, target: str, keys: dict[str, str]) -> str:
+    key = steps.fit(config, source, target, keys)
+    WATCH.progress("fit")(1)
+    return key
+
+
+@task(task_run_name="evaluate on {kind} split, seed {seed}", cache_policy=NO_CACHE)
+def evaluate_split(
+    config: RunConfig, kind: str, seed: int, keys: dict[str, str], prompts: dict[str, str]
+) -> dict[str, str]:
+    return steps.evaluate(config, kind, seed, keys, prompts, WATCH.progress("evaluate"))
+
+
+@task(task_run_name="compare all spaces", cache_policy=NO_CACHE)
+def compare_spaces(config: RunConfig, keys: dict[str, str]) -> str:
+    return steps.compare(config, keys)
+
+
+@task(task_run_name="pool the scores", cache_policy=NO_CACHE)
+def summarise(config: RunConfig, run: dict[str, Any], addresses: dict[str, Any]) -> str:
+    """Write the run's record; gives its folder's name."""
+    steps.summarise(config, run, addresses)
+    return str(run["id"])
+
+
+@task(
+    task_run_name="record {run_id} in MLflow", cache_policy=NO_CACHE,
+    retries=2, retry_delay_seconds=3, retry_condition_fn=_retry,
+)  # fmt: skip
+def record_run(config: RunConfig, run_id: str) -> str:
+    return steps.record_run(config, run_id)
+
+
+@task(task_run_name="register the champion of {run_id}", cache_policy=NO_CACHE)
+def register_champion(config: RunConfig, run_id: str, parent: str) -> str | None:
+    return steps.register_champion(config, run_id, parent)
+
+
+@task(task_run_name="report {run_id}", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=3, retry_condition_fn=_retry)
+def report_run(config: RunConfig, run_id: str, parent: str | None) -> str:
+    return steps.report_run(config, run_id, parent)
+
+
+def new_run(config: RunConfig) -> dict[str, Any]:
+    """The beginning of a run's record: its id, when it started, and its configuration."""
+    started = datetime.now(UTC)
+    content = config.model_dump(mode="json")
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:6]
+    return {
+        "id": f"{started:%Y%m%d-%H%M%S}-{config.name}-{digest}",
+        "name": config.name,
+        "started": started.isoformat(timespec="seconds"),
+        "started_ms": int(started.timestamp() * 1000),
+        "config": content,
+        "timings": {},
+    }
+
+
+@flow(name="align-spaces", flow_run_name="{run[id]}", task_runner=ThreadPoolTaskRunner(max_workers=WORKERS), validate_parameters=False)  # type: ignore[arg-type]
+def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
+    """Align the configured spaces, score the maps, record the run; gives the run's id.
+
+    Everything computed is kept under content addresses: a second run computes only what depends on a change.
+
+    Raises `UserError` for what the user can mend, `TrackingUnavailable` where MLflow does not answer: the
+    results are then kept, and ``suture record`` sends them later.
+    """
+    timings: dict[str, float] = run["timings"]
+    begun = time.perf_counter()
+    prompted = steps.prompt_targets(config)
+    WATCH.total("embed", sum(steps.embed_plan(config, name)[1] for name in config.spaces))
+    with steps.timed(timings, "embed"):
+        keys = {}
+        for name in config.spaces:
+            # One encoder at a time: each uses all cores.
+            with steps.timed(timings, f"embed {name}"):
+                keys[name] = embed_space(config, name)
+        prompts = {name: embed_prompts(config, name) for name in prompted}
+    splits = [(kind, seed) for kind in config.splits.kinds for seed in config.splits.seeds]
+    candidates = steps.candidates(config)
+    WATCH.total("fit", len(candidates))
+    WATCH.total("evaluate", len(splits) * len(config.pairs))
+    # The tasks share the cores: one thread of linear algebra each.
+    with steps.timed(timings, "fit and evaluate"), threadpool_limits(max(1, (os.cpu_count() or 1) // WORKERS)):
+        compared = compare_spaces.submit(config, keys)
+        fitted = {pair: fit_pair.submit(config, *pair, keys) for pair in candidates}
+        judged = {split: evaluate_split.submit(config, *split, keys, prompts) for split in splits}
+        addresses = {
+            "keys": keys,
+            "compare": compared.result(),
+            "fit": {" -> ".join(pair): future.result() for pair, future in fitted.items()},
+            "evaluate": [[*split, future.result()] for split, future in judged.items()],
+        }
+    with steps.timed(timings, "score"):
+        run_id = summarise(config, run, addresses)
+    problem: TrackingUnavailable | None = None
+    parent = None
+    with steps.timed(timings, "record"):
+        try:
+            parent = record_run(config, run_id)
+            register_champion(config, run_id, parent)
+        except TrackingUnavailable as error:
+            problem = error
+    with steps.timed(timings, "report"):
+        report_run(config, run_id, parent)
+    timings["total"] = time.perf_counter() - begun
+    steps.finish(run_id, timings, parent)
+    if problem is not None:
+        raise TrackingUnavailable(f"{problem}; the results are kept: send them with  suture record {run_id}")
+    return run_id

@@ -1,0 +1,393 @@
+"""The command line: suture run | record | list | show | ui | fit | translate."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flows import environment
+
+environment.prepare()
+
+from registry.errors import UserError, unknown  # noqa: E402
+
+USER_ERROR, UNAVAILABLE, INTERRUPTED = 2, 3, 130
+"""Exit codes: the message says what to mend; results are kept but MLflow did not answer; stopped by Ctrl-C."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Stitch pretrained models together: align embedding spaces, score the result honestly, ship the stitched model.",
+    epilog="Exit codes: 0 done, 2 something to mend (one line says what), 3 MLflow did not answer (results are kept), "
+    "130 stopped. Everything is kept under SUTURE_HOME (default ~/.suture).",
+)
+out, err = Console(), Console(stderr=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def main() -> None:
+    """Run a command; an error that the user can mend is one line, without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(getattr(error, "exit_code", USER_ERROR))
+    except OSError as error:
+        import errno
+
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        err.print(
+            f"error: {error.strerror} ({error.filename or 'while writing'}): what is finished is kept; "
+            "free some space or set SUTURE_HOME to another disk, and run again",
+            style="red", markup=False, soft_wrap=True,
+        )  # fmt: skip
+        sys.exit(USER_ERROR)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=1))
+
+
+# --- run and record
+
+
+@app.command(epilog="Example: suture run configs/quickstart.yaml --dry-run")
+def run(
+    config: Annotated[Path | None, typer.Argument(help="A YAML file; the quickstart where none is given.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be computed, how long and how large, and stop.")] = False,
+    json_: Json = False,
+) -> None:
+    """Embed, fit, evaluate, and record a run; what is stored already is not computed again."""
+    from flows.config import load_config
+
+    loaded = load_config(config)
+    if dry_run:
+        _dry_run(loaded, json_)
+        return
+    from flows.align_spaces import WATCH, Cancelled, align_spaces, new_run
+
+    def stop(*_: Any) -> None:
+        if WATCH.stop.is_set():
+            raise KeyboardInterrupt
+        WATCH.stop.set()
+        err.print("stopping after the current batch; what is finished is kept (again to stop at once)")
+
+    started = new_run(loaded)
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with Progress(*columns, console=err, disable=json_ or not err.is_terminal) as progress:
+            bars: dict[str, Any] = {}
+
+            def total(phase: str, number: int) -> None:
+                bars[phase] = progress.add_task(phase, total=number)
+
+            WATCH.total = total
+            WATCH.advance = lambda phase, steps: progress.advance(bars[phase], steps) if phase in bars else None
+            run_id = align_spaces(loaded, started)
+    except (Cancelled, KeyboardInterrupt) as error:
+        stopped = UserError(str(error) or "stopped: what is finished is kept, run again to go on")
+        stopped.exit_code = INTERRUPTED  # type: ignore[attr-defined]
+        raise stopped from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    _show_run(run_id, json_)
+
+
+def _dry_run(config: Any, json_: bool) -> None:
+    from flows import plan
+
+    planned = plan.plan(config)
+    if json_:
+        _print_json(planned)
+        return
+    table = Table("space", "encoder", "items", "state", "seconds", "MB", title=f"{config.name}: what would be embedded")
+    for space in planned["spaces"]:
+        table.add_row(
+            space["name"], space["encoder"], f"{space['items']:,}", "stored" if space["stored"] else "to do",
+            "" if space["stored"] else f"{space['seconds']:.0f}", f"{space['bytes'] / 1e6:.1f}",
+        )  # fmt: skip
+    out.print(table)
+    done, pairs = planned["evaluations"]["stored"], planned["evaluations"]["all"]
+    out.print(f"pairs x splits to evaluate: {pairs - done} of {pairs} ({done} stored)")
+    out.print(f"estimate: {planned['seconds']:.0f} s, {planned['bytes'] / 1e6:.0f} MB to write ({planned['basis']})")
+
+
+def _show_run(run_id: str, json_: bool) -> None:
+    from registry.results import load_run, runs_folder
+
+    made = load_run(run_id)
+    if json_:
+        _print_json({"run": run_id, "seconds": made["seconds"], "timings": made["timings"], "champion": made["champion"]})
+        return
+    _score_table(made, None, None, False)
+    best = made["champion"]
+    if best and best["uri"]:
+        out.print(
+            f"champion by cross-validation on the anchors: {best['source']} -> {best['target']} by {best['map']} "
+            f"({best['metric']} {best['value']:.3f}), registered as [bold]{best['uri']}[/bold]"
+        )
+    out.print(f"report: {runs_folder() / run_id / 'report.html'}", soft_wrap=True)
+    out.print(f"run {run_id} in {made['seconds']:.0f} s. Next: suture ui, or suture show {run_id} --all")
+
+
+@app.command(epilog="Example: suture record latest")
+def record(
+    run: Annotated[str, typer.Argument(help="A run's id, the beginning of it, or 'latest'.")],
+    tracking_uri: Annotated[str | None, typer.Option(help="Another MLflow than the configuration's.")] = None,
+    json_: Json = False,
+) -> None:
+    """Send a kept run to MLflow: after a server did not answer, or to another one."""
+    from flows import steps
+    from flows.config import RunConfig
+    from registry.results import load_run
+
+    kept = load_run(run)
+    config = RunConfig.model_validate(kept["config"])
+    if tracking_uri is not None:
+        config = config.model_copy(update={"mlflow": config.mlflow.model_copy(update={"tracking_uri": tracking_uri})})
+    parent = steps.record_run(config, kept["id"])
+    uri = steps.register_champion(config, kept["id"], parent)
+    steps.report_run(config, kept["id"], parent)
+    if json_:
+        _print_json({"run": kept["id"], "mlflow_run": parent, "champion": uri})
+    else:
+        out.print(f"recorded {kept['id']} as MLflow run {parent}" + (f", champion {uri}" if uri else ""))
+
+
+# --- looking
+
+
+@app.command("list", epilog="Example: suture list encoders")
+def list_(
+    what: Annotated[str, typer.Argument(help="encoders, datasets, maps or runs")],
+    json_: Json = False,
+) -> None:
+    """List what there is: encoders, datasets, maps or runs."""
+    listings = {"encoders": _encoders, "datasets": _datasets, "maps": _maps, "runs": _runs}
+    if what not in listings:
+        raise unknown("list", what, listings)
+    rows = listings[what]()
+    if json_:
+        _print_json(rows)
+        return
+    if not rows:
+        out.print(f"no {what} yet")
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(str(value) if value is not None else "" for value in row.values()))
+    out.print(table)
+
+
+def _encoders() -> list[dict[str, Any]]:
+    from registry.encoders import CATALOG
+
+    return [
+        {
+            "name": entry.name, "modality": entry.modality or "by option", "dimension": entry.dimension,
+            "licence": entry.licence, "installed": "yes" if entry.missing() is None else f"needs suture[{entry.extra}]",
+            "description": entry.description,
+        }
+        for entry in CATALOG.values()
+    ]  # fmt: skip
+
+
+def _datasets() -> list[dict[str, Any]]:
+    from registry.datasets import CATALOG, options
+
+    return [
+        {"name": entry.name, "description": entry.description, "options": ", ".join(options(entry.name))}
+        for entry in CATALOG.values()
+    ]
+
+
+def _maps() -> list[dict[str, Any]]:
+    from align import MAPS
+
+    return [
+        {
+            "name": name, "pairs": "needed" if cls.paired else "not needed",
+            "parameters": ", ".join(sorted(cls().get_params())), "description": (cls.__doc__ or "").split("\n")[0],
+        }
+        for name, cls in MAPS.items()
+    ]  # fmt: skip
+
+
+def _runs() -> list[dict[str, Any]]:
+    from registry.results import load_run, run_ids
+
+    rows = []
+    for run_id in run_ids():
+        kept = load_run(run_id)
+        best = kept["champion"]
+        rows.append(
+            {
+                "run": run_id, "started": kept["started"], "seconds": round(kept.get("seconds", 0)),
+                "pairs": len(kept["pairs"]), "recorded": "yes" if kept.get("mlflow_run") else "no",
+                "champion": f"{best['source']} -> {best['target']} by {best['map']}" if best else None,
+            }
+        )  # fmt: skip
+    return rows
+
+
+@app.command(epilog="Example: suture show latest --task zero_shot --split group")
+def show(
+    run: Annotated[str, typer.Argument(help="A run's id, the beginning of it, or 'latest'.")] = "latest",
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this kind of split: item or group.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every metric, not only each pair's headline.")] = False,
+    json_: Json = False,
+) -> None:
+    """Show a run's scores with their intervals and baselines."""
+    from registry.results import load_run
+
+    kept = load_run(run)
+    for given, key in ((task, "task"), (split, "split")):
+        valid = {score[key] for score in kept["scores"]}
+        if given is not None and given not in valid:
+            raise unknown(key, given, valid)
+    if json_:
+        _print_json([s for s in kept["scores"] if (task is None or s["task"] == task) and (split is None or s["split"] == split)])
+        return
+    _score_table(kept, task, split, all_)
+
+
+def _score_table(run: dict[str, Any], task: str | None, split: str | None, every: bool) -> None:
+    modality = {space["name"]: space["modality"] for space in run["spaces"]}
+    controls = {space["name"] for space in run["spaces"] if space["control"]}
+
+    def headline(score: dict[str, Any]) -> bool:
+        if score["task"] != "retrieval":
+            return True
+        across = modality[score["source"]] != modality[score["target"]]
+        return bool(score["metric"] == ("recall_at_10" if across else "recall_at_1"))
+
+    table = Table(
+        "pair", "map", "split", "metric", "value", "95 % interval", "identity", "shuffled", "native", "chance", "n",
+        title=f"run {run['id']}", title_justify="left",
+    )  # fmt: skip
+    last = None
+    for score in run["scores"]:
+        if task not in (None, score["task"]) or split not in (None, score["split"]) or not (every or headline(score)):
+            continue
+        pair = f"{score['source']} -> {score['target']}"
+        if pair != last and last is not None:
+            table.add_section()
+        mark = " (control)" if {score["source"], score["target"]} & controls else ""
+        digits = 1 if score["metric"] == "median_rank" else 3
+        table.add_row(
+            pair + mark if pair != last else "", score["map"], score["split"],
+            score["metric"] if score["task"] == "retrieval" else f"{score['task']} {score['metric']}",
+            f"[bold]{score['value']:.{digits}f}[/bold]", f"{score['low']:.{digits}f} - {score['high']:.{digits}f}",
+            *(f"{score['baselines'][name]:.{digits}f}" if name in score["baselines"] else "" for name in ("identity", "shuffled", "native", "chance")),
+            f"{score['n']} {score['unit']}",
+        )  # fmt: skip
+        last = pair
+    wide = out if out.is_terminal else Console(width=170)
+    wide.print(table)
+
+
+@app.command(epilog="Example: suture ui --port 5001")
+def ui(
+    port: Annotated[int, typer.Option(help="Where the dashboard listens, on this machine only.")] = 5000,
+    config: Annotated[Path | None, typer.Option(help="A configuration that names another MLflow.")] = None,
+) -> None:
+    """Open MLflow's dashboard on the store where runs are recorded."""
+    from flows.config import load_config
+    from registry.home import home
+    from registry.record import check_tracking, default_tracking_uri
+
+    uri = (load_config(config).mlflow.tracking_uri if config else None) or default_tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        check_tracking(uri)
+        out.print(f"this configuration records at {uri}: open it in a browser")
+        return
+    if uri == default_tracking_uri() and not (home() / "mlflow" / "mlflow.db").exists():
+        raise UserError("nothing is recorded yet: make a run with  suture run")
+    err.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    artifacts = (home() / "mlflow" / "artifacts").as_uri()
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--default-artifact-root", artifacts,
+        "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    os.execv(sys.executable, command)
+
+
+# --- on a user's own files
+
+
+@app.command(epilog="Example: suture fit old.npy new.npy --map procrustes --param scale=true --out map/")
+def fit(
+    source: Annotated[Path, typer.Argument(help="Vectors: .npy, .npz, .safetensors or .parquet.")],
+    target: Annotated[Path, typer.Argument(help="Vectors of the same items in the other space.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", help="The folder to save the map in.")],
+    map_: Annotated[str, typer.Option("--map", help="One of  suture list maps.")] = "ridge",
+    param: Annotated[list[str] | None, typer.Option(help="name=value, a constructor argument; may be repeated.")] = None,
+    json_: Json = False,
+) -> None:
+    """Fit a map between two files of vectors; rows are paired by their keys where both files have keys."""
+    from registry import vectors
+
+    fitted, used = vectors.fit_files(source, target, map_, _parameters(param or []))
+    try:
+        fitted.save(out_)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if json_:
+        _print_json({"map": map_, "out": str(out_), "rows": used, "report": fitted.report_})
+        return
+    for warning in fitted.report_.get("warnings", []):
+        err.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+    facts = ", ".join(f"{k} {v:.4g}" for k, v in fitted.report_.items() if isinstance(v, int | float))
+    out.print(f"{map_} fitted on {used:,} rows ({facts}), saved in {out_}", soft_wrap=True)
+
+
+def _parameters(given: list[str]) -> dict[str, Any]:
+    import yaml
+
+    parameters = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--param takes name=value, got '{item}'")
+        parameters[name.strip()] = yaml.safe_load(value)
+    return parameters
+
+
+@app.command(epilog="Example: suture translate map/ stored.npy --out translated.npy")
+def translate(
+    map_: Annotated[Path, typer.Argument(help="A folder that  suture fit  saved.", metavar="MAP")],
+    vectors_: Annotated[Path, typer.Argument(help="Vectors of the source space.", metavar="VECTORS")],
+    out_: Annotated[Path, typer.Option("--out", "-o", help="Where to write; the ending says the format.")],
+    json_: Json = False,
+) -> None:
+    """Translate stored vectors into the target space, in blocks; keys are kept."""
+    from registry import vectors
+
+    with Progress(console=err, disable=json_ or not err.is_terminal) as progress:
+        bar = progress.add_task("translate", total=None)
+        rows, dimension = vectors.translate_file(
+            map_, vectors_, out_, lambda done, total: progress.update(bar, completed=done, total=total)
+        )
+    if json_:
+        _print_json({"rows": rows, "dimension": dimension, "out": str(out_)})
+    else:
+        out.print(f"{rows:,} vectors of {dimension} dimensions in {out_}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""A run's configuration: one YAML file, checked before anything is computed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from align import MAPS, Map, make_map
+from registry import datasets, encoders
+from registry.errors import UserError, unknown
+
+CONFIGS = Path(__file__).parent / "configs"
+QUICKSTART = CONFIGS / "quickstart.yaml"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetConfig(_Strict):
+    """Which data set, by its catalog name, with its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class SpaceConfig(_Strict):
+    """One encoder on one column of the data set."""
+
+    encoder: str
+    column: str | None = None
+    """Needed for every encoder but 'precomputed'."""
+    options: dict[str, Any] = {}
+    control: bool = False
+    """Shown in every report as what a score must beat, not as a model."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the stored vectors."""
+
+
+class MapConfig(_Strict):
+    """A map with parameters, under a label; a plain name in the list stands for itself."""
+
+    map: str
+    label: str
+    parameters: dict[str, Any] = {}
+    pairs: tuple[tuple[str, str], ...] | None = None
+    """Only for these pairs, or for all."""
+
+    def make(self) -> Map:
+        return make_map(self.map, **self.parameters)
+
+
+class SplitConfig(_Strict):
+    """How items are held out."""
+
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    kinds: tuple[Literal["item", "group"], ...] = ("item",)
+    seeds: tuple[int, ...] = (0,)
+    folds: Annotated[int, Field(ge=2)] = 5
+
+
+class ZeroShotConfig(_Strict):
+    """Classes by text prompts, embedded by the target's encoder."""
+
+    templates: tuple[str, ...]
+    class_names: dict[str, str] = {}
+    """How a label reads in a prompt, where not as it is."""
+
+
+class ChampionConfig(_Strict):
+    """The registered stitched model: the image-to-text pair and map that cross-validation on the anchors prefers."""
+
+    name: str
+
+
+class MLflowConfig(_Strict):
+    """Where runs are recorded; by default a SQLite database under SUTURE_HOME."""
+
+    tracking_uri: str | None = None
+    experiment: str = "suture"
+
+
+class RunConfig(_Strict):
+    """One run of the pipeline."""
+
+    name: str
+    dataset: DatasetConfig
+    spaces: dict[str, SpaceConfig]
+    pairs: tuple[tuple[str, str], ...]
+    maps: tuple[MapConfig, ...]
+    splits: SplitConfig = SplitConfig()
+    zero_shot: ZeroShotConfig | None = None
+    stitching: bool = True
+    """Train a head on each image target's labels and feed it with mapped sources."""
+    pretrained_heads: bool = False
+    """Feed the classifiers that encoders bring along with mapped sources."""
+    champion: ChampionConfig | None = None
+    mlflow: MLflowConfig = MLflowConfig()
+    on_bad_item: Literal["stop", "skip"] = "stop"
+
+    @field_validator("maps", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return [{"map": item, "label": item} if isinstance(item, str) else item for item in value]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        datasets.check(self.dataset.name, self.dataset.options)
+        for name, space in self.spaces.items():
+            if not re.fullmatch(r"[\w.:+-]+", name):
+                raise UserError(f"space name '{name}': use letters, digits and _ . : + -")
+            try:
+                checked = encoders.check(space.encoder, space.options)
+            except UserError as error:
+                raise UserError(f"spaces.{name}: {error}") from None
+            if space.encoder == "precomputed":
+                if not Path(checked["path"]).is_file():
+                    raise UserError(f"spaces.{name}: there is no file '{checked['path']}'")
+            elif space.column is None:
+                raise UserError(f"spaces.{name} needs the column of the data set that '{space.encoder}' embeds")
+        for of_map in self.maps:
+            if of_map.map not in MAPS:
+                raise unknown("map", of_map.map, MAPS)
+            try:
+                of_map.make()
+            except ValueError as error:
+                raise UserError(f"maps: {error}") from None
+        asked = [pair for of_map in self.maps for pair in of_map.pairs or ()]
+        for pair in (*self.pairs, *asked):
+            for space_name in pair:
+                if space_name not in self.spaces:
+                    raise unknown("space in pairs", space_name, self.spaces)
+        for pair in asked:
+            if pair not in self.pairs:
+                raise UserError(f"maps: the pair {list(pair)} is not among the run's pairs")
+        for what, names in (("pair", self.pairs), ("map label", [of_map.label for of_map in self.maps])):
+            if twice := next((name for name in names if list(names).count(name) > 1), None):
+                raise UserError(f"{what} {twice!r} is given twice")
+        if not self.pairs or not self.maps or not self.splits.kinds or not self.splits.seeds:
+            raise UserError("a run needs at least one pair, one map, one kind of split and one seed")
+        return self
+
+    def maps_for(self, source: str, target: str) -> tuple[MapConfig, ...]:
+        """The maps that this pair is fitted with."""
+        return tuple(m for m in self.maps if m.pairs is None or (source, target) in m.pairs)
+
+
+_MODELS: dict[str, type[BaseModel]] = {
+    "dataset": DatasetConfig, "spaces": SpaceConfig, "maps": MapConfig, "splits": SplitConfig,
+    "zero_shot": ZeroShotConfig, "champion": ChampionConfig, "mlflow": MLflowConfig,
+}  # fmt: skip
+
+
+def load_config(path: str | Path | None = None) -> RunConfig:
+    """Read and check a configuration; without a path, the quickstart's.
+
+    Raises `UserError` with one line that names the file, the key, and what is valid.
+    """
+    path = QUICKSTART if path is None else Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"there is no configuration '{path}'") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values, with these keys: {', '.join(RunConfig.model_fields)}")
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_one_line(error)}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        model = _MODELS.get(where[0], RunConfig) if len(where) > 1 else RunConfig
+        return str(unknown("key", where[-1], model.model_fields)) + (f" (in {'.'.join(where[:-1])})" if where[1:] else "")
+    return f"{'.'.join(where)}: {first['msg']}"

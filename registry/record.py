@@ -1,0 +1,174 @@
+"""The MLflow record of a run: one parent run, one child a pair, with metrics, provenance and pictures."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from registry.errors import UserError
+from registry.home import home
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RUN_TAG = "suture.run"
+
+
+class TrackingUnavailable(UserError):
+    """The MLflow server does not answer; results are kept, and can be sent later."""
+
+
+def default_tracking_uri() -> str:
+    """The SQLite database under SUTURE_HOME."""
+    return f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def check_tracking(uri: str, *, timeout: float = 5.0) -> None:
+    """Raise `TrackingUnavailable` at once where a server does not answer, instead of retrying for minutes."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=timeout):
+            pass
+    except urllib.error.HTTPError:
+        return  # It answers; what it says is for the client to handle.
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise TrackingUnavailable(f"the MLflow server at {uri} does not answer ({reason})") from None
+
+
+def client(uri: str | None = None) -> MlflowClient:
+    """A client of the tracking server, or of the default database, which is made where it is not there."""
+    from mlflow import MlflowClient
+
+    uri = uri or default_tracking_uri()
+    check_tracking(uri)
+    if uri == default_tracking_uri():
+        (home() / "mlflow").mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _experiment(mlflow: MlflowClient, name: str, uri: str) -> str:
+    found = mlflow.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # The default database would put artifacts relative to the working directory.
+    location = (home() / "mlflow" / "artifacts").as_uri() if uri == default_tracking_uri() else None
+    return str(mlflow.create_experiment(name, artifact_location=location))
+
+
+@contextmanager
+def _run(mlflow: MlflowClient, experiment: str, name: str, tags: dict[str, str], start: int) -> Iterator[str]:
+    """A run that never stays RUNNING: it ends FINISHED, or FAILED where recording it failed."""
+    run_id = mlflow.create_run(experiment, run_name=name, tags=tags, start_time=start).info.run_id
+    try:
+        yield run_id
+    except BaseException:
+        mlflow.set_terminated(run_id, "FAILED")
+        raise
+    mlflow.set_terminated(run_id, "FINISHED")
+
+
+def metric_name(*parts: str) -> str:
+    """A metric's name with only what MLflow allows: letters, digits and ``_ - . space : /``."""
+    return "/".join(re.sub(r"\s+", " ", re.sub(r"[^\w\-. :]", "", part)).strip() for part in parts)
+
+
+def record(run: dict[str, Any], *, tracking_uri: str | None, experiment: str) -> str:
+    """Send a kept run to MLflow; gives the parent run's id. Sending it again does nothing.
+
+    Raises `TrackingUnavailable` where the server does not answer. A recording that broke off is replaced.
+    """
+    uri = tracking_uri or default_tracking_uri()
+    mlflow = client(uri)
+    experiment_id = _experiment(mlflow, experiment, uri)
+    for old in mlflow.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run['id']}'"):
+        if "mlflow.parentRunId" in old.data.tags:
+            continue
+        if old.info.status == "FINISHED":
+            return str(old.info.run_id)
+        _delete(mlflow, experiment_id, old.info.run_id)
+    start = int(run["started_ms"])
+    with _run(mlflow, experiment_id, run["id"], {RUN_TAG: run["id"], "suture.config": run["name"]}, start) as parent:
+        _log_parent(mlflow, parent, run)
+        for pair in run["pairs"]:
+            name = f"{pair['source']} -> {pair['target']}"
+            tags = {RUN_TAG: run["id"], "mlflow.parentRunId": parent, "suture.pair": name}
+            with _run(mlflow, experiment_id, name, tags, start) as child:
+                _log_pair(mlflow, child, run, pair)
+    return parent
+
+
+def add_artifacts(run_id: str, files: list[tuple[Path, str]], *, tracking_uri: str | None) -> None:
+    """Add files to a recorded run, each under the given folder of its artifacts."""
+    mlflow = client(tracking_uri)
+    for path, folder in files:
+        mlflow.log_artifact(run_id, str(path), folder or None)
+
+
+def _delete(mlflow: MlflowClient, experiment: str, parent: str) -> None:
+    for child in mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'"):
+        mlflow.delete_run(child.info.run_id)
+    mlflow.delete_run(parent)
+
+
+def _log(mlflow: MlflowClient, run_id: str, metrics: dict[str, float], params: dict[str, Any]) -> None:
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    made = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
+    given = [Param(name, str(value)[:5900]) for name, value in params.items()]
+    for start in range(0, max(len(made), len(given), 1), 900):
+        mlflow.log_batch(run_id, metrics=made[start : start + 900], params=given[start : start + 90 if start == 0 else 0])
+
+
+def _log_parent(mlflow: MlflowClient, run_id: str, run: dict[str, Any]) -> None:
+    params: dict[str, Any] = {
+        "dataset": run["dataset"]["name"],
+        "items": run["dataset"]["items"],
+        "pairs": len(run["pairs"]),
+        "maps": ", ".join(dict.fromkeys(score["map"] for score in run["scores"])),
+        "splits": ", ".join(f"{split['kind']} (seed {split['seed']})" for split in run["splits"]),
+    }
+    for space in run["spaces"]:
+        params[f"space/{space['name']}"] = (
+            f"{space['encoder']} on {space['column']}, {space['rows']} x {space['dimension']}, "
+            f"weights {space['weights'][:12]}, data {space['data'][:12]}" + (", control" if space["control"] else "")
+        )
+    params |= {f"version/{name}": version for name, version in run["versions"].items()}
+    metrics = {metric_name("seconds", name): value for name, value in run["timings"].items()}
+    if run["champion"]:
+        metrics["champion/cross-validated recall_at_10"] = run["champion"]["value"]
+    _log(mlflow, run_id, metrics, params)
+    mlflow.log_text(run_id, yaml.safe_dump(run["config"], sort_keys=False), "config.yaml")
+    mlflow.log_dict(run_id, run, "run.json")
+
+
+def _log_pair(mlflow: MlflowClient, run_id: str, run: dict[str, Any], pair: dict[str, Any]) -> None:
+    spaces = {space["name"]: space for space in run["spaces"]}
+    metrics: dict[str, float] = {"seconds": pair["seconds"]}
+    for score in run["scores"]:
+        if (score["source"], score["target"]) != (pair["source"], pair["target"]):
+            continue
+        name = metric_name(score["split"], score["task"], score["metric"], score["map"])
+        metrics |= {name: score["value"], f"{name}.low": score["low"], f"{name}.high": score["high"]}
+        for baseline, value in score["baselines"].items():
+            at = metric_name(score["split"], score["task"], score["metric"], "baseline")
+            # Only the shuffled baseline depends on the map; the others are one number for all maps.
+            metrics[f"{name}.shuffled" if baseline == "shuffled" else f"{at} {baseline}"] = value
+    params: dict[str, Any] = {}
+    for side in ("source", "target"):
+        space = spaces[pair[side]]
+        params |= {f"{side}": space["name"]} | {
+            f"{side}/{key}": space[key] for key in ("encoder", "modality", "column", "dimension", "weights", "data", "licence")
+        }
+    _log(mlflow, run_id, metrics, params)
+    mlflow.log_dict(run_id, pair["reports"], "map_reports.json")

@@ -1,0 +1,102 @@
+"""Computed results under content addresses, and the runs that were made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+import align
+from align.files import write_atomically
+from registry.errors import UserError, unknown
+from registry.home import home
+
+FORMAT = 1
+
+
+@cache
+def code_digest() -> str:
+    """A digest of the mathematics' source: results of other code are not results of this one."""
+    root = Path(align.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def address(content: dict[str, Any]) -> str:
+    """The address (32 hex digits) of what is computed from this content by this code."""
+    text = json.dumps({**content, "code": code_digest()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class ResultStore:
+    """Results by address: a JSON file, written last, and the arrays that belong to it."""
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root) if root is not None else home() / "results" / f"v{FORMAT}"
+
+    def path(self, key: str, suffix: str = ".json") -> Path:
+        return self.root / key[:2] / f"{key}{suffix}"
+
+    def __contains__(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def put(self, key: str, content: dict[str, Any], arrays: dict[str, np.ndarray] | None = None) -> str:
+        """Keep a result; gives its address. Raises OSError (a full disk) and then leaves nothing half there."""
+        data = save(arrays or {})
+        write_atomically(self.path(key, ".safetensors"), data)
+        whole = {"arrays": hashlib.sha256(data).hexdigest(), "content": content}
+        write_atomically(self.path(key), json.dumps(whole).encode())
+        return key
+
+    def get(self, key: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """A kept result, or None where it is missing or damaged and must be computed again."""
+        try:
+            whole = json.loads(self.path(key).read_text())
+            data = self.path(key, ".safetensors").read_bytes()
+            if hashlib.sha256(data).hexdigest() != whole["arrays"]:
+                return None
+            return whole["content"], load(data)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError):
+            return None
+
+
+def runs_folder() -> Path:
+    """Where the records of runs are kept."""
+    return home() / "runs"
+
+
+def save_run(run: dict[str, Any]) -> Path:
+    """Keep a run's record; gives its folder."""
+    folder = runs_folder() / run["id"]
+    write_atomically(folder / "run.json", json.dumps(run, indent=1).encode())
+    return folder
+
+
+def run_ids() -> list[str]:
+    """All kept runs, oldest first."""
+    return sorted(path.parent.name for path in runs_folder().glob("*/run.json"))
+
+
+def load_run(name: str) -> dict[str, Any]:
+    """A run by its id, by the beginning of it, or 'latest'. Raises `UserError` for none or several."""
+    ids = run_ids()
+    if not ids:
+        raise UserError("there is no run yet: make one with  suture run")
+    found = [ids[-1]] if name == "latest" else [i for i in ids if i == name] or [i for i in ids if i.startswith(name)]
+    if not found:
+        raise unknown("run", name, ids)
+    if len(found) > 1:
+        raise UserError(f"'{name}' begins {len(found)} runs: {', '.join(found)}")
+    path = runs_folder() / found[0] / "run.json"
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path} is damaged") from None

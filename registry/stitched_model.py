@@ -1,0 +1,267 @@
+"""A stitched model's only code: picture files in, class names and scores out, as an MLflow pyfunc or alone.
+
+It needs onnxruntime, NumPy, Pillow, tokenizers and safetensors; a folder of them and ONNX is all it reads:
+
+    from stitched_model import load
+    model = load("artifacts/stitched")
+    model.predict([open("cat.jpg", "rb").read()], labels=["a cat", "a dog"], top_k=2)
+
+A picture goes through image.onnx and source.onnx, a class name in every template through text.onnx and
+target.onnx, both into one shared space. A class's prototype is the unit mean of its prompts' unit vectors; a
+score is the cosine of picture and prototype, from -1 to 1: it ranks classes and is no probability.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+FORMAT = 1
+FILES = (
+    *("image.onnx", "source.onnx", "text.onnx", "target.onnx"),
+    *("tokenizer.json", "prototypes.safetensors", "config.json"),
+)
+TEXT_INPUTS = ("input_ids", "attention_mask")
+BATCH = 32
+MAX_PIXELS = 89_478_485  # a small file can unpack into gigabytes
+
+
+class DamagedModel(ValueError):
+    """A file of the model is missing, changed since the export, or outside its folder."""
+
+
+class BadInput(ValueError):
+    """A picture or a parameter is not what the model takes; the message says which."""
+
+
+def load(folder: str | Path) -> Model:
+    """Check every file against CHECKSUMS, then load the model; raises `DamagedModel`."""
+    verify(folder)
+    return Model(Path(folder))
+
+
+def verify(folder: str | Path) -> None:
+    """Raise `DamagedModel`, naming the file, unless all files are those that were exported."""
+    folder = Path(folder)
+    try:
+        sums = json.loads((folder / "CHECKSUMS").read_bytes())
+    except FileNotFoundError:
+        raise DamagedModel(f"'{folder}' is no stitched model: it has no CHECKSUMS") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedModel(f"CHECKSUMS of '{folder}' cannot be read: {error}") from None
+    if not isinstance(sums, dict):
+        raise DamagedModel(f"CHECKSUMS of '{folder}' is not a list of files")
+    for name in dict.fromkeys((*FILES, *sums)):
+        path = folder / name
+        # A link counts as outside, wherever it leads: an export has none.
+        if Path(name).name != name or path.is_symlink():
+            raise DamagedModel(f"'{name}' is not a file inside '{folder}'")
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except (OSError, ValueError) as error:
+            why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+            raise DamagedModel(f"'{name}' of the stitched model '{folder}' {why}") from None
+        if found != sums.get(name):
+            raise DamagedModel(f"'{name}' of the stitched model '{folder}' is damaged: its checksum differs")
+
+
+class Model:
+    """A zero-shot classifier of pictures. Threads may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+        if self.config["format"] != FORMAT:
+            raise DamagedModel(f"'{folder}' has format {self.config['format']}; this code reads {FORMAT}")
+        self.labels: tuple[str, ...] = tuple(self.config["labels"])
+        self._prototypes = load_file(folder / "prototypes.safetensors")["prototypes"]
+        self._image, self._source, self._text, self._target = (_session(folder / name) for name in FILES[:4])
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(self.config["max_length"])
+        padding = self._tokenizer.padding or {}
+        self._tokenizer.enable_padding(
+            pad_id=padding.get("pad_id", 0), pad_token=padding.get("pad_token", "[PAD]")
+        )
+        self._remembered = lru_cache(maxsize=16)(self._embed_labels)
+
+    def predict(
+        self, images: Sequence[bytes], labels: Sequence[str] | None = None, top_k: int = 1
+    ) -> list[list[tuple[str, float]]]:
+        """For each picture its `top_k` best (label, cosine), best first, or all where there are fewer."""
+        if top_k < 1:
+            raise BadInput(f"top_k must be at least 1, not {top_k}")
+        names = self.labels if labels is None else _names(labels)
+        scores = self.scores(images, names)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        return [[(names[i], float(row[i])) for i in order] for row, order in zip(scores, best, strict=True)]
+
+    def scores(self, images: Sequence[bytes], labels: Sequence[str] | None = None) -> np.ndarray:
+        """Cosines (n, classes), float32. Raises `BadInput`, naming the row, for what is no picture."""
+        return self.embed_images(images) @ self.prototypes(labels).T
+
+    def prototypes(self, labels: Sequence[str] | None = None) -> np.ndarray:
+        """Unit rows (classes, d) in the shared space; other class names than the stored are embedded."""
+        names = self.labels if labels is None else _names(labels)
+        return self._prototypes if names == self.labels else self._remembered(names)
+
+    def embed_images(self, images: Sequence[bytes]) -> np.ndarray:
+        """Picture files' content to unit vectors (n, d) in the shared space, in small batches."""
+        if len(images) == 0:
+            raise BadInput("no picture was given")
+        how = self.config["preprocess"]
+        vectors = []
+        for start in range(0, len(images), BATCH):
+            rows = enumerate(images[start : start + BATCH], start)
+            pixels = np.stack([_crop(decode(row, image), how) for row, image in rows])
+            vectors.append(_run(self._image, _normalise(pixels, how)))
+        return _unit(_run(self._source, np.concatenate(vectors)))
+
+    def _embed_labels(self, labels: tuple[str, ...]) -> np.ndarray:
+        prompts = [template.replace("{}", label) for label in labels for template in self.config["templates"]]
+        vectors = []
+        for start in range(0, len(prompts), BATCH):
+            texts = self._tokenizer.encode_batch(prompts[start : start + BATCH])
+            ids = np.array([text.ids for text in texts], dtype=np.int64)
+            mask = np.array([text.attention_mask for text in texts], dtype=np.int64)
+            vectors.append(_run(self._text, ids, mask))
+        units = _unit(_run(self._target, np.concatenate(vectors)))
+        return _unit(units.reshape(len(labels), -1, units.shape[1]).mean(axis=1))
+
+
+def decode(row: int, data: bytes) -> Image.Image:
+    """A picture file's content as upright RGB, transparency on white; raises `BadInput`, naming the row."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise BadInput(
+            f"row {row}: the content of a picture file is needed, as bytes, not {type(data).__name__}"
+        )
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise ValueError(f"{file.width} x {file.height} pixels are too many")
+            picture: Image.Image = ImageOps.exif_transpose(file)
+            if picture.mode == "F":
+                raise ValueError("floating-point values have no known range")
+            if picture.mode.startswith("I"):
+                values = np.asarray(picture)
+                if values.min() < 0 or values.max() > 65535:
+                    raise ValueError("32-bit values have no known range")
+                picture = Image.fromarray((values // 257).astype(np.uint8))
+            elif picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            return picture.convert("RGB")
+    except Exception as error:  # decoders of corrupt bytes raise nearly anything
+        known = not isinstance(error, Image.UnidentifiedImageError)
+        why = str(error) if known else f"{len(data)} bytes of no known format"
+        raise BadInput(f"row {row}: the picture cannot be decoded ({why})") from None
+
+
+def _crop(picture: Image.Image, how: dict[str, Any]) -> np.ndarray:
+    """The shorter side resized, the centre cropped: uint8 (size, size, 3)."""
+    shorter, size = min(picture.size), how["size"]
+    width, height = (int(side * how["resize"] / shorter + 0.5) for side in picture.size)
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling[how["interpolation"].upper()])
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(picture)[top : top + size, left : left + size]
+
+
+def _normalise(pixels: np.ndarray, how: dict[str, Any]) -> np.ndarray:
+    """(pixel * white / 255 - mean) / std in the network's channel order and layout, float32."""
+    std = np.asarray(how["std"])
+    scale = (how["white"] / 255 / std).astype(np.float32)
+    shift = (np.asarray(how["mean"]) / std).astype(np.float32)
+    if how["channels"] == "BGR":
+        pixels = pixels[..., ::-1]
+    if how["layout"] == "NCHW":
+        pixels, scale, shift = pixels.transpose(0, 3, 1, 2), scale[:, None, None], shift[:, None, None]
+    batch = np.empty(pixels.shape, dtype=np.float32)
+    np.multiply(pixels, scale, out=batch)
+    batch -= shift
+    return batch
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: onnxruntime.InferenceSession, *batch: np.ndarray) -> np.ndarray:
+    # Text graphs take two inputs, in whichever order their file has them.
+    names = [value.name for value in session.get_inputs()] if len(batch) == 1 else TEXT_INPUTS
+    return session.run([session.get_outputs()[0].name], dict(zip(names, batch, strict=True)))[0]
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1)
+
+
+def _names(labels: Sequence[str]) -> tuple[str, ...]:
+    names = (labels,) if isinstance(labels, str) else tuple(labels)
+    if isinstance(labels, str) or not names or not all(isinstance(n, str) and n.strip() for n in names):
+        raise BadInput("labels must be a list of class names, at least one and none empty")
+    if len(set(names)) < len(names):
+        raise BadInput("labels must differ: a class name is there twice")
+    return names
+
+
+# MLflow has imported itself when it loads this file; nobody else has to have it.
+if "mlflow" in sys.modules:
+    import mlflow
+    import pandas as pd
+    from mlflow.pyfunc.model import PythonModel
+
+    class StitchedModel(PythonModel):
+        """The pyfunc: a column ``image`` of picture files' content in, one row a picture out."""
+
+        def __init__(self) -> None:
+            # By folder: MLflow hands over the model through a global, so two threads that load at the same
+            # time may be given one instance.
+            self._models: dict[str, Model] = {}
+
+        def load_context(self, context: Any) -> None:
+            """Verify the checksums, then load."""
+            folder = context.artifacts["stitched"]
+            self._models[folder] = load(folder)
+
+        def predict(
+            self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+        ) -> pd.DataFrame:
+            """Columns ``label`` and ``score``, the best class and its cosine.
+
+            `params`: ``labels``, the class names (default: the stored ones); ``top_k``: above 1 the lists
+            ``labels`` and ``scores``, best first, come beside them.
+            """
+            images = list(model_input["image"] if hasattr(model_input, "columns") else model_input)
+            given = params or {}
+            top_k = int(given.get("top_k", 1))
+            try:
+                best = self._models[context.artifacts["stitched"]].predict(images, given.get("labels"), top_k)
+            except BadInput as error:
+                raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
+            columns: dict[str, list[Any]] = {
+                "label": [row[0][0] for row in best],
+                "score": [row[0][1] for row in best],
+            }
+            if top_k > 1:
+                columns |= {
+                    "labels": [[label for label, _ in row] for row in best],
+                    "scores": [[score for _, score in row] for row in best],
+                }
+            return pd.DataFrame(columns)
+
+    mlflow.models.set_model(StitchedModel())
