@@ -67,11 +67,6 @@ class Unit(Step):
         norms = graph.node("ReduceL2", x, axes=[1], keepdims=1)
         return graph.node("Div", x, graph.node("Max", norms, graph.constant(np.finfo(np.float32).tiny)))
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        return tags
-
 
 class Center(InvertibleStep):
     """Minus the mean.

@@ -357,7 +357,7 @@ def _outcomes(
     sizes = {"anchors": len(evaluation.split.anchors), "held_out": len(held_out)}
     content = {
         "baselines": baselines, "shuffled": shuffled, "statistics": statistics, "reports": reports,
-        "items": held_out, "units": units, **sizes,
+        "items": held_out, "units": units, "order": list(arrays), **sizes,
     }  # fmt: skip
     return content, arrays
 
@@ -373,7 +373,10 @@ def score(config: RunConfig, kind: str, addresses: list[dict[str, str]]) -> tupl
             raise UserError(f"the results of {source} -> {target} were removed while the run used them: run again")
         contents = [one[0] for one in kept if one is not None]
         outcomes = [
-            {tuple(k.split("\t")): (v, contents[0]["statistics"]["/".join(k.split("\t")[1:])]) for k, v in one[1].items()}
+            {
+                tuple(key.split("\t")): (one[1][key], contents[0]["statistics"]["/".join(key.split("\t")[1:])])
+                for key in contents[0]["order"]
+            }
             for one in kept
             if one is not None
         ]

@@ -22,7 +22,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from align.files import write_atomically
-from align.maps import CCA, AffineMap, Map
+from align.maps import CCA, AffineMap, Chain, Map
 from align.maps.relative import Relative
 from align.rules.prototype import NearestPrototype
 from registry import stitched_model
@@ -34,6 +34,8 @@ from registry.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
+
+    from align.onnx import Graph
 
 FORMAT = stitched_model.FORMAT
 CODE = Path(stitched_model.__file__)
@@ -199,45 +201,65 @@ def log_model(
 def shared_graphs(map: Map, source: Path, target: Path) -> None:
     """Write `map.source_to_shared` and `map.target_to_shared` as ONNX graphs, ``vectors`` in, ``mapped`` out.
 
-    Affine maps, CCA and relative maps have their own forms. Any other map is taken as its `transform`, both
-    sides seen from its `target_mean_` if it has one. Every map has to prove it: both graphs must agree with
-    it on random vectors. Raises `UserError` for a map that does not.
+    Affine maps, CCA, relative maps and chains have their own forms. Any other map is taken as its
+    `transform`, both sides seen from its `target_mean_` if it has one. Every map has to prove it: both graphs
+    must agree with it on random vectors. Raises `UserError` for a map that does not.
     """
     from align.onnx import Graph
 
-    def centred(graph: Graph, mean: np.ndarray, value: str = "vectors") -> str:
-        return graph.node("Sub", value, graph.constant(mean))
-
-    widths = {"source": map.n_features_in_, "target": map.target_dimension_}
-    left, right = Graph(widths["source"]), Graph(widths["target"])
-    if isinstance(map, CCA):
-        for graph, mean, directions, path in (
-            (left, map.source_mean_, map.source_directions_, source),
-            (right, map.target_mean_, map.target_directions_, target),
-        ):
-            graph.write(path, graph.node("MatMul", centred(graph, mean), graph.constant(directions)))
-    elif isinstance(map, Relative):
-        for graph, mean, anchors, path in (
-            (left, map.source_mean_, map.source_anchors_, source),
-            (right, map.target_mean_, map.target_anchors_, target),
-        ):
-            moved = centred(graph, mean)
-            length = graph.node("ReduceL2", moved, axes=[1], keepdims=1)
-            safe = graph.node("Max", length, graph.constant(np.finfo(np.float32).tiny))
-            graph.write(path, graph.node("MatMul", graph.node("Div", moved, safe), graph.constant(anchors.T)))
-    elif isinstance(map, AffineMap):
-        left.write(source, left.node("MatMul", centred(left, map.source_mean_), left.constant(map.matrix_)))
-        right.write(target, centred(right, map.target_mean_))
-    else:
-        mean = getattr(map, "target_mean_", np.zeros(map.target_dimension_))
-        left.write(source, centred(left, mean, map._onnx(left, "vectors")))
-        right.write(target, centred(right, mean))
     random = np.random.default_rng(0)
-    for side, path in (("source", source), ("target", target)):
+    for side, path, dimension, to_shared, add in (
+        ("source", source, map.n_features_in_, map.source_to_shared, _add_source),
+        ("target", target, map.target_dimension_, map.target_to_shared, _add_target),
+    ):
+        graph = Graph(dimension)
+        graph.write(path, add(map, graph, "vectors"))
         offset = getattr(map, f"{side}_mean_", 0)
-        probes = (random.standard_normal((8, widths[side])) + offset).astype(np.float32)
-        expected = getattr(map, f"{side}_to_shared")(probes)
-        _agree(_run(path, probes), np.asarray(expected), f"the map '{type(map).__name__}', {side} side,")
+        probes = (random.standard_normal((8, dimension)) + offset).astype(np.float32)
+        expected = np.asarray(to_shared(probes))
+        _agree(_run(path, probes), expected, f"the map '{type(map).__name__}', {side} side,")
+
+
+def _add_source(map: Map, graph: Graph, x: str) -> str:
+    """Add the nodes of `source_to_shared` after the value x; gives the result's name."""
+    if isinstance(map, Chain):
+        for step in map.source_steps_:
+            x = step._onnx(graph, x)
+        return _add_source(map.map_, graph, x)
+    if isinstance(map, Relative):
+        return _add_cosines(graph, x, map.source_mean_, map.source_anchors_)
+    if isinstance(map, AffineMap):
+        matrix = map.source_directions_ if isinstance(map, CCA) else map.matrix_
+        return graph.node("MatMul", _add_centring(graph, x, map.source_mean_), graph.constant(matrix))
+    mapped = map._onnx(graph, x)
+    mean = getattr(map, "target_mean_", None)
+    return mapped if mean is None else _add_centring(graph, mapped, mean)
+
+
+def _add_target(map: Map, graph: Graph, y: str) -> str:
+    """Add the nodes of `target_to_shared` after the value y; gives the result's name."""
+    if isinstance(map, Chain):
+        for step in map.target_steps_:
+            y = step._onnx(graph, y)
+        return _add_target(map.map_, graph, y)
+    if isinstance(map, Relative):
+        return _add_cosines(graph, y, map.target_mean_, map.target_anchors_)
+    mean = getattr(map, "target_mean_", None)
+    centred = y if mean is None else _add_centring(graph, y, mean)
+    if isinstance(map, CCA):
+        return graph.node("MatMul", centred, graph.constant(map.target_directions_))
+    return centred
+
+
+def _add_centring(graph: Graph, x: str, mean: np.ndarray) -> str:
+    return graph.node("Sub", x, graph.constant(mean))
+
+
+def _add_cosines(graph: Graph, x: str, mean: np.ndarray, anchors: np.ndarray) -> str:
+    centred = _add_centring(graph, x, mean)
+    length = graph.node("ReduceL2", centred, axes=[1], keepdims=1)
+    unit = graph.node("Div", centred, graph.node("Max", length, graph.constant(np.finfo(np.float32).tiny)))
+    return graph.node("MatMul", unit, graph.constant(anchors.T))
 
 
 # --- what is refused
@@ -250,11 +272,7 @@ def _check_encoder(encoder: Encoder, modality: Modality, protocol: type) -> None
         )
     if isinstance(encoder, protocol):
         return
-    able = [
-        entry.name
-        for entry in CATALOG.values()
-        if entry.backend == "onnxruntime" and entry.modality == modality
-    ]
+    able = [entry.name for entry in CATALOG.values() if entry.backend == "onnxruntime" and entry.modality == modality]
     raise UserError(
         f"encoder '{encoder.name}' cannot travel in a stitched model: {encoder.backend} gives no ONNX graph. "
         f"Use one that can ({', '.join(able)}), or export the model to ONNX and use the encoder 'onnx'"
@@ -357,7 +375,9 @@ def _describe(encoder: Encoder) -> dict[str, Any]:
 
 
 def _describe_map(map: Map) -> dict[str, Any]:
-    return {"name": type(map).__name__, "parameters": map.get_params(), "fingerprint": map.fingerprint_}
+    # A chain's parameters are estimators: their text says what they are.
+    parameters = json.loads(json.dumps(map.get_params(deep=False), default=str))
+    return {"name": type(map).__name__, "parameters": parameters, "fingerprint": map.fingerprint_}
 
 
 def _embed(text: Encoder, texts: Sequence[str]) -> np.ndarray:
@@ -398,9 +418,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _save_pyfunc(
-    target: Path, folder: Path, config: dict[str, Any], logged: LoggedModel, run_id: str
-) -> None:
+def _save_pyfunc(target: Path, folder: Path, config: dict[str, Any], logged: LoggedModel, run_id: str) -> None:
     """Write the MLflow model: the folder as artifacts/stitched, the code, signature and requirements."""
     import mlflow
     import pandas as pd

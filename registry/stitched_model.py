@@ -29,10 +29,8 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 FORMAT = 1
-FILES = (
-    *("image.onnx", "source.onnx", "text.onnx", "target.onnx"),
-    *("tokenizer.json", "prototypes.safetensors", "config.json"),
-)
+GRAPHS = ("image.onnx", "source.onnx", "text.onnx", "target.onnx")
+FILES = (*GRAPHS, "tokenizer.json", "prototypes.safetensors", "config.json")
 TEXT_INPUTS = ("input_ids", "attention_mask")
 BATCH = 32
 MAX_PIXELS = 89_478_485  # a small file can unpack into gigabytes
@@ -87,13 +85,11 @@ class Model:
             raise DamagedModel(f"'{folder}' has format {self.config['format']}; this code reads {FORMAT}")
         self.labels: tuple[str, ...] = tuple(self.config["labels"])
         self._prototypes = load_file(folder / "prototypes.safetensors")["prototypes"]
-        self._image, self._source, self._text, self._target = (_session(folder / name) for name in FILES[:4])
+        self._image, self._source, self._text, self._target = (_session(folder / name) for name in GRAPHS)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(self.config["max_length"])
         padding = self._tokenizer.padding or {}
-        self._tokenizer.enable_padding(
-            pad_id=padding.get("pad_id", 0), pad_token=padding.get("pad_token", "[PAD]")
-        )
+        self._tokenizer.enable_padding(pad_id=padding.get("pad_id", 0), pad_token=padding.get("pad_token", "[PAD]"))
         self._remembered = lru_cache(maxsize=16)(self._embed_labels)
 
     def predict(
@@ -143,9 +139,7 @@ class Model:
 def decode(row: int, data: bytes) -> Image.Image:
     """A picture file's content as upright RGB, transparency on white; raises `BadInput`, naming the row."""
     if not isinstance(data, bytes | bytearray | memoryview):
-        raise BadInput(
-            f"row {row}: the content of a picture file is needed, as bytes, not {type(data).__name__}"
-        )
+        raise BadInput(f"row {row}: the content of a picture file is needed, as bytes, not {type(data).__name__}")
     try:
         with Image.open(io.BytesIO(data)) as file:
             if file.width * file.height > MAX_PIXELS:
@@ -253,15 +247,10 @@ if "mlflow" in sys.modules:
                 best = self._models[context.artifacts["stitched"]].predict(images, given.get("labels"), top_k)
             except BadInput as error:
                 raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
-            columns: dict[str, list[Any]] = {
-                "label": [row[0][0] for row in best],
-                "score": [row[0][1] for row in best],
-            }
+            answer = pd.DataFrame([row[0] for row in best], columns=["label", "score"])
             if top_k > 1:
-                columns |= {
-                    "labels": [[label for label, _ in row] for row in best],
-                    "scores": [[score for _, score in row] for row in best],
-                }
-            return pd.DataFrame(columns)
+                answer["labels"] = [[label for label, _ in row] for row in best]
+                answer["scores"] = [[score for _, score in row] for row in best]
+            return answer
 
     mlflow.models.set_model(StitchedModel())

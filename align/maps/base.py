@@ -50,9 +50,8 @@ class Map(TransformerMixin, Estimator):
         if Y is None:
             raise ValueError(f"requires y to be passed, but the target y is None: {type(self).__name__} maps X to y")
         X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=self.min_anchors)
-        Y = check_array(
-            Y, dtype=FLOATS, ensure_2d=False, ensure_min_samples=self.min_anchors, input_name="y"
-        ).reshape(len(Y), -1)
+        Y = check_array(Y, dtype=FLOATS, ensure_2d=False, ensure_min_samples=self.min_anchors, input_name="y")
+        Y = Y.reshape(len(Y), -1)
         if self.paired and len(X) != len(Y):
             raise ValueError(
                 f"{type(self).__name__} needs paired rows: X has {len(X)} rows, y has {len(Y)}; "

@@ -1,0 +1,401 @@
+"""What every map and every step must keep: scikit-learn's contract, libraries and precisions, folders, ONNX, refusals."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from align.estimator import Estimator, load_folder
+from align.maps import MAPS, Chain, Map, load_map, make_map
+from align.maps.base import AffineMap
+from align.maps.linear import Ridge
+from align.maps.orthogonal import Procrustes
+from align.maps.subspace import CCA
+from align.maps.transport import GromovWasserstein, OptimalTransport
+from align.preprocess import STEPS, Center, Standardize, Unit, Whiten
+
+ALL: dict[str, Map] = {
+    **{name: cls() for name, cls in MAPS.items()},
+    "procrustes_scaled": Procrustes(scale=True),
+    "ridge_without_center": Ridge(center=False),
+    "transport_exact": OptimalTransport(reg=0.0),
+    "transport_sharp": OptimalTransport(reg=0.01, max_iter=20_000),
+    "chain": Chain([Center(), Unit()], Ridge(), [Standardize(), Whiten()]),
+    "chain_of_transport": Chain([Whiten()], OptimalTransport(), [Unit()]),
+}
+PREPROCESS: dict[str, Any] = {name: cls() for name, cls in STEPS.items()}
+maps = pytest.mark.parametrize("name", ALL)
+everything = pytest.mark.parametrize("name", [*ALL, *PREPROCESS])
+
+
+@pytest.fixture
+def fitted(planted) -> Callable[[str], Any]:
+    def fit(name: str) -> Any:
+        return clone({**ALL, **PREPROCESS}[name]).fit(*planted())
+
+    return fit
+
+
+def functions(model: Any) -> dict[str, tuple[Callable, int]]:
+    """Every way to apply an estimator, with the width that it takes."""
+    source, target = model.n_features_in_, getattr(model, "target_dimension_", model.n_features_in_)
+    widths = {"transform": source, "source_to_shared": source, "target_to_shared": target, "inverse_transform": target}
+    return {name: (getattr(model, name), width) for name, width in widths.items() if hasattr(model, name)}
+
+
+def probe(width: int, n: int = 9) -> np.ndarray:
+    return np.random.default_rng(5).normal(size=(n, width)) * 2 + 1
+
+
+# --- scikit-learn
+
+
+def expected_failures(estimator: Any) -> dict[str, str]:
+    if isinstance(estimator, CCA):
+        reason = (
+            "scikit-learn knows its own cross decompositions by the class name 'CCA', "
+            "and asks one so named for transform(X, y)"
+        )
+        return {"check_transformer_general": reason, "check_transformer_data_not_an_array": reason}
+    return {}
+
+
+@pytest.fixture
+def array_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scikit-learn passes its array API check over unless this is set."""
+    monkeypatch.setitem(os.environ, "SCIPY_ARRAY_API", "1")
+
+
+@pytest.mark.usefixtures("array_api")
+@parametrize_with_checks(
+    [
+        *(cls() for cls in MAPS.values()),
+        Chain([Center(), Unit()], Ridge(), [Standardize()]),
+        # Without shrinkage it rightly refuses the dependent columns that one of the checks draws.
+        *(cls(shrinkage=0.1) if cls is Whiten else cls() for cls in STEPS.values()),
+    ],
+    expected_failed_checks=expected_failures,
+    xfail_strict=True,
+)
+def test_scikit_learns_checks(estimator: Any, check: Callable) -> None:
+    check(estimator)
+
+
+@everything
+def test_clone_and_not_fitted(name: str) -> None:
+    model = clone({**ALL, **PREPROCESS}[name])
+    assert clone(model).get_params(deep=False).keys() == model.get_params(deep=False).keys()
+    for method in ("transform", "source_to_shared", "target_to_shared", "inverse_transform"):
+        if hasattr(model, method):
+            with pytest.raises(NotFittedError):
+                getattr(model, method)(probe(8))
+    for keep in (model.save, model.to_onnx):
+        with pytest.raises(NotFittedError):
+            keep("nowhere")
+    assert not Path("nowhere").exists()
+
+
+@maps
+def test_fit_is_repeatable_and_leaves_its_input_alone(name: str, planted) -> None:
+    X, Y = planted()
+    before = X.copy(), Y.copy()
+    first, second = clone(ALL[name]).fit(X, Y), clone(ALL[name]).fit(X, Y)
+    np.testing.assert_array_equal(first.transform(X), second.transform(X))
+    assert first.fingerprint_ == second.fingerprint_
+    assert first.fingerprint_ != clone(ALL[name]).fit(X + np.eye(*X.shape), Y).fingerprint_
+    np.testing.assert_array_equal(X, before[0])
+    np.testing.assert_array_equal(Y, before[1])
+    assert first.report_["n"] == len(X)
+
+
+# --- libraries, precisions, devices
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@everything
+def test_gives_back_what_it_was_given(fitted, name: str, dtype: str) -> None:
+    tolerance = {"float16": 0.02, "float32": 2e-4, "float64": 1e-9}[dtype]
+    for function, width in functions(fitted(name)).values():
+        given = probe(width).astype(dtype)
+        exact = function(given.astype(np.float64))
+        limit = {"rtol": tolerance, "atol": tolerance * np.abs(exact).max()}
+        array = function(given)
+        assert isinstance(array, np.ndarray)
+        assert array.dtype == dtype
+        np.testing.assert_allclose(array, exact, **limit)
+        tensor = function(torch.asarray(given))
+        assert isinstance(tensor, torch.Tensor)
+        assert tensor.dtype == getattr(torch, dtype)
+        assert tensor.device.type == "cpu"
+        np.testing.assert_allclose(tensor.numpy(), exact, **limit)
+
+
+@everything
+def test_other_numbers_become_floats(fitted, name: str) -> None:
+    for function, width in functions(fitted(name)).values():
+        whole = np.round(probe(width) * 3)
+        exact = function(whole)
+        np.testing.assert_allclose(function(whole.astype(np.int64)), exact)
+        np.testing.assert_allclose(function(whole.tolist()), exact)
+        from_tensor = function(torch.asarray(whole.astype(np.int64)))
+        assert from_tensor.dtype == torch.float32
+        np.testing.assert_allclose(from_tensor.numpy(), exact, rtol=1e-3, atol=1e-4 * np.abs(exact).max())
+        half = function(torch.asarray(whole).bfloat16())
+        assert half.dtype == torch.bfloat16
+        with pytest.raises(ValueError, match="[cC]omplex"):
+            function(torch.asarray(whole) + 1j)
+
+
+@everything
+def test_stays_on_its_device(fitted, name: str) -> None:
+    # 'meta' stands for any device that is not the CPU: it holds no values, so the learned arrays must go there.
+    model = fitted(name)
+    tensor = torch.empty((3, model.n_features_in_), device="meta")
+    out = model._transform(tensor)
+    assert (out.device.type, len(out)) == ("meta", 3)
+
+
+@maps
+def test_fits_on_torch_and_half_precision(name: str, planted) -> None:
+    X, Y = planted()
+    exact = clone(ALL[name]).fit(X, Y).transform(X)
+    tensors = clone(ALL[name]).fit(torch.asarray(X).requires_grad_(), torch.asarray(Y))
+    np.testing.assert_array_equal(tensors.transform(X), exact)
+    half = clone(ALL[name]).fit(X.astype(np.float16), torch.asarray(Y).half())
+    rounded = clone(ALL[name]).fit(*(Z.astype(np.float16).astype(np.float32) for Z in (X, Y)))
+    np.testing.assert_array_equal(half.transform(X), rounded.transform(X))
+
+
+@maps
+def test_single_precision_fits_nearly_the_same_map(name: str, planted) -> None:
+    X, Y = (Z.astype(np.float32) for Z in planted())
+    single = clone(ALL[name]).fit(X, Y).transform(X.astype(np.float64))
+    double = clone(ALL[name]).fit(X.astype(np.float64), Y.astype(np.float64)).transform(X.astype(np.float64))
+    np.testing.assert_allclose(single, double, rtol=1e-3, atol=1e-4 * np.abs(double).max())
+
+
+def test_gradients_flow_through_a_map(fitted) -> None:
+    X = torch.asarray(probe(8)).requires_grad_()
+    fitted("ridge").transform(X).sum().backward()
+    assert X.grad.abs().sum() > 0
+
+
+# --- saving
+
+
+def learned(model: Any) -> dict[str, Any]:
+    return {k: v for k, v in vars(model).items() if k.endswith("_") and isinstance(v, np.ndarray)}
+
+
+def load(folder: Path, model: Any) -> Any:
+    return load_map(folder) if isinstance(model, Map) else load_folder(folder, STEPS)
+
+
+@everything
+def test_saves_and_loads_bit_for_bit(fitted, name: str, tmp_path: Path) -> None:
+    model: Estimator = fitted(name)
+    model.save(tmp_path / "map")
+    again = load(tmp_path / "map", model)
+    assert type(again) is type(model)
+    assert str(again) == str(model)
+    assert learned(again).keys() == learned(model).keys()
+    for key, value in learned(model).items():
+        np.testing.assert_array_equal(getattr(again, key), value, strict=True)
+    for method, (function, width) in functions(model).items():
+        np.testing.assert_array_equal(getattr(again, method)(probe(width)), function(probe(width)))
+    if isinstance(model, Map):
+        assert again.report_ == json.loads(json.dumps(model.report_))
+        assert again.fingerprint_ == model.fingerprint_
+    # What was loaded can be saved, and says the same.
+    again.save(tmp_path / "twin")
+    assert (tmp_path / "twin" / "config.json").read_bytes() == (tmp_path / "map" / "config.json").read_bytes()
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_parameters_that_are_arrays_or_numpy_numbers_are_saved_as_plain_values(planted, tmp_path: Path) -> None:
+    model = Ridge(np.array([0.1, 1.0]), cv=np.int64(3)).fit(*planted())
+    model.report_["extra"] = {"deep": np.float32(0.5), "flag": np.bool_(True)}
+    model.save(tmp_path)
+    again = load_map(tmp_path)
+    assert (again.alphas, again.cv) == ([0.1, 1.0], 3)
+    assert again.report_["extra"] == {"deep": 0.5, "flag": True}
+    with pytest.raises(ValueError, match=r"cannot save .*not a plain value"):
+        model.set_params(random_state=np.random.default_rng(0)).save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_feature_names_are_kept(planted, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    X, Y = planted()
+    frame = pandas.DataFrame(X, columns=[f"f{i}" for i in range(8)])
+    model = Ridge().fit(frame, Y)
+    model.save(tmp_path)
+    again = load_map(tmp_path)
+    np.testing.assert_array_equal(again.feature_names_in_, model.feature_names_in_)
+    with pytest.raises(ValueError, match="feature names"):
+        again.transform(frame.rename(columns={"f0": "other"}))
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no folder": (shutil.rmtree, "is no saved map"),
+    "no config": (lambda f: (f / "config.json").unlink(), "is no saved map"),
+    "no weights": (lambda f: (f / "weights.safetensors").unlink(), "missing or damaged"),
+    "cut weights": (
+        lambda f: (f / "weights.safetensors").write_bytes((f / "weights.safetensors").read_bytes()[:-1]),
+        "missing or damaged",
+    ),
+    "cut config": (lambda f: (f / "config.json").write_text((f / "config.json").read_text()[:50]), "is damaged"),
+    "binary config": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00garbage"), "is damaged"),
+    "a list": (lambda f: (f / "config.json").write_text("[1, 2]"), "is damaged"),
+    "a string": (lambda f: (f / "config.json").write_text('"map"'), "is damaged"),
+    "foreign json": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "is damaged"),
+    "newer format": (lambda f: edit(f, format=99), "has format 99; this version reads format 1"),
+    "another class": (lambda f: edit(f, **{"class": "os.system"}), "holds a 'os.system'; valid: Identity"),
+    "unknown parameter": (lambda f: edit(f, parameters={"evil": 1}), "evil"),
+    "wrong parameters": (lambda f: edit(f, parameters=[1]), "'parameters' is not what it should be"),
+    "a private attribute": (lambda f: edit(f, learned={"__class__": 1}), "'__class__' is no learned attribute"),
+    "a method": (lambda f: edit(f, learned={"transform": 1}), "'transform' is no learned attribute"),
+    "no dimensions": (lambda f: edit(f, learned={}), "does not say the number of features"),
+    "weights elsewhere": (lambda f: edit(f, weights="../../etc/passwd"), "missing or damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_refuses_a_folder_that_is_not_whole(fitted, damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "map"
+    fitted("ridge").save(folder)
+    change, message = DAMAGES[damage]
+    change(folder)
+    with pytest.raises(ValueError, match=message):
+        load_map(folder)
+
+
+def test_make_map() -> None:
+    assert make_map("ridge", cv=3).cv == 3
+    with pytest.raises(ValueError, match="unknown map 'rigde'; valid: identity, least_squares"):
+        make_map("rigde")
+    with pytest.raises(ValueError, match="map 'ridge' has no parameter 'alpha'; valid: alphas, center, cv"):
+        make_map("ridge", alpha=1)
+
+
+# --- ONNX
+
+
+@everything
+def test_agrees_with_itself_in_onnx(fitted, name: str, tmp_path: Path) -> None:
+    model = fitted(name)
+    model.to_onnx(tmp_path / "map.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "map.onnx", providers=["CPUExecutionProvider"])
+    for n in (1, 37):
+        given = probe(model.n_features_in_, n).astype(np.float32)
+        (found,) = session.run(["mapped"], {"vectors": given})
+        expected = model.transform(given)
+        assert found.dtype == np.float32
+        assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", ["relative", "Unit"])
+def test_a_vector_without_direction_is_zero_in_onnx_too(fitted, name: str, tmp_path: Path) -> None:
+    model = fitted(name)
+    model.to_onnx(tmp_path / "map.onnx")
+    given = np.zeros((1, 8), np.float32) + getattr(model, "source_mean_", np.zeros(8)).astype(np.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "map.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"vectors": given})
+    np.testing.assert_array_equal(found, 0)
+    np.testing.assert_array_equal(model.transform(given), 0)
+
+
+# --- refusals
+
+
+def spoilt(Z: np.ndarray, value: float) -> np.ndarray:
+    Z = Z.copy()
+    Z[3, 1] = value
+    return Z
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@maps
+def test_fit_names_the_side_that_is_not_finite(name: str, value: float, planted) -> None:
+    X, Y = planted()
+    for wrap in (np.asarray, torch.asarray):
+        with pytest.raises(ValueError, match="Input X contains"):
+            clone(ALL[name]).fit(wrap(spoilt(X, value)), Y)
+        with pytest.raises(ValueError, match="Input y contains"):
+            clone(ALL[name]).fit(X, wrap(spoilt(Y, value)))
+
+
+@maps
+def test_fit_names_the_side_that_is_constant(name: str, planted) -> None:
+    X, Y = planted()
+    for value in (0.0, 0.1):
+        with pytest.raises(ValueError, match="X is constant"):
+            clone(ALL[name]).fit(np.full_like(X, value), Y)
+        with pytest.raises(ValueError, match="y is constant"):
+            clone(ALL[name]).fit(X, np.full_like(Y, value))
+
+
+@maps
+def test_fit_refuses_one_row_no_target_and_unpaired_rows(name: str, planted) -> None:
+    X, Y = planted()
+    with pytest.raises(ValueError, match="1 sample"):
+        clone(ALL[name]).fit(X[:1], Y[:1])
+    with pytest.raises(ValueError, match="requires y"):
+        clone(ALL[name]).fit(X, None)
+    model = clone(ALL[name])
+    if model.paired:
+        with pytest.raises(ValueError, match=r"X has 60 rows, y has 59; for unpaired spaces use gromov_wasserstein"):
+            model.fit(X, Y[:-1])
+    else:
+        assert model.fit(X, Y[:-1]).transform(X).shape[0] == 60
+
+
+@pytest.mark.parametrize("name", [name for name, model in ALL.items() if isinstance(model, AffineMap)])
+def test_fit_moments_agrees_with_fit(name: str, planted) -> None:
+    from align.moments import Moments
+
+    if not ALL[name].paired:
+        return
+    X, Y = planted()
+    model = clone(ALL[name]).fit(X, Y)
+    moments = Moments.of(X, Y, model._folds(len(X)), center=model.center)
+    np.testing.assert_array_equal(clone(ALL[name]).fit_moments(moments).transform(X), model.transform(X))
+
+
+@everything
+def test_application_names_what_is_wrong(fitted, name: str) -> None:
+    for method, (function, width) in functions(fitted(name)).items():
+        side = "Y" if "target" in method or (method == "inverse_transform" and name in ALL) else "X"
+        good = probe(width)
+        for wrap in (np.asarray, torch.asarray):
+            with pytest.raises(ValueError, match=rf"{side} has .*expect.*{width} features"):
+                function(wrap(good[:, :-1]))
+            with pytest.raises(ValueError, match=rf"{side} (contains NaN|holds NaN)"):
+                function(wrap(spoilt(good, np.nan)))
+            with pytest.raises(ValueError, match=rf"{side} (contains inf|holds NaN or inf)"):
+                function(wrap(spoilt(good, np.inf)))
+
+
+def test_large_finite_values_are_not_taken_for_infinite(fitted) -> None:
+    model = fitted("identity")
+    assert model.transform(torch.full((60, 8), 3e38)).isfinite().all()
+
+
+def test_the_entropic_solver_needs_points_not_pairs(planted) -> None:
+    assert [name for name, cls in MAPS.items() if not cls.paired] == ["optimal_transport", "gromov_wasserstein"]
+    assert isinstance(GromovWasserstein().fit(*planted()), AffineMap)

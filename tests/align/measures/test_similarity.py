@@ -1,0 +1,99 @@
+"""CKA from HSIC written out n by n, its invariances, and neighbours by brute force."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.measures.similarity import linear_cka, mutual_knn, neighbour_overlap, neighbours
+
+SEEDS = st.integers(0, 10**6)
+
+
+def hsic(K: np.ndarray, L: np.ndarray) -> float:
+    """Gretton et al. (2005), eq. 9."""
+    n = len(K)
+    H = np.eye(n) - 1 / n
+    return np.trace(K @ H @ L @ H) / (n - 1) ** 2
+
+
+def hsic_unbiased(K: np.ndarray, L: np.ndarray) -> float:
+    """Song et al. (2012), eq. 5."""
+    n = len(K)
+    K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
+    one = np.ones(n)
+    return (
+        np.trace(K @ L) + one @ K @ one * (one @ L @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ K @ L @ one)
+    ) / (n * (n - 3))
+
+
+@given(st.integers(4, 25), st.integers(1, 40), st.integers(1, 8), SEEDS, st.booleans())
+def test_cka_is_the_ratio_of_hsics(n: int, dx: int, dy: int, seed: int, debiased: bool) -> None:
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, dx)) + 3
+    Y = X[:, :1] * rng.normal(size=dy) + rng.normal(size=(n, dy))
+    K, L = X @ X.T, Y @ Y.T
+    of = hsic_unbiased if debiased else hsic
+    expected = of(K, L) / np.sqrt(of(K, K) * of(L, L))
+    assert linear_cka(X, Y, debiased=debiased) == pytest.approx(expected, abs=1e-7)
+
+
+@given(SEEDS, st.floats(0.01, 100), st.booleans())
+def test_cka_does_not_see_rotation_scale_shift_or_order(seed: int, factor: float, debiased: bool) -> None:
+    rng = np.random.default_rng(seed)
+    X, Y = rng.normal(size=(20, 5)), rng.normal(size=(20, 4))
+    turn, order = np.linalg.qr(rng.normal(size=(5, 5)))[0], rng.permutation(20)
+    first = linear_cka(X, Y, debiased=debiased)
+    assert linear_cka((factor * X @ turn + 1)[order], Y[order], debiased=debiased) == pytest.approx(first, abs=1e-9)
+    assert linear_cka(Y, X, debiased=debiased) == pytest.approx(first, abs=1e-12)
+    assert linear_cka(X, factor * X @ turn, debiased=debiased) == pytest.approx(1)
+
+
+def test_debiased_cka_of_unrelated_spaces_is_about_zero_and_biased_is_not() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [rng.normal(size=(2, 30, 60)) for _ in range(40)]
+    debiased = [linear_cka(X, Y, debiased=True) for X, Y in pairs]
+    assert abs(np.mean(debiased)) < 4 * np.std(debiased) / np.sqrt(40)
+    assert np.mean([linear_cka(X, Y) for X, Y in pairs]) > 0.5
+
+
+def test_half_precision_and_constant_spaces() -> None:
+    rng = np.random.default_rng(1)
+    X, Y = rng.normal(size=(2, 50, 6)).astype(np.float16)
+    wide = X.astype(np.float64), Y.astype(np.float64)
+    assert linear_cka(X, Y) == pytest.approx(linear_cka(*wide))
+    assert linear_cka(X, np.full((50, 3), 0.1)) == 0
+    assert linear_cka(np.full((50, 3), 0.1), X, debiased=True) == 0
+    np.testing.assert_array_equal(neighbours(X + np.float16(3), 5), neighbours((X + np.float16(3)).astype(np.float32), 5))
+
+
+@given(st.integers(6, 25), st.integers(1, 5), SEEDS)
+def test_mutual_knn_by_brute_force(n: int, k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    X, Y = rng.normal(size=(n, 4)), rng.normal(size=(n, 6))
+    sets = []
+    for Z in (X, Y):
+        z = Z - Z.mean(0)
+        cosines = z @ z.T / np.outer(np.linalg.norm(z, axis=1), np.linalg.norm(z, axis=1))
+        np.fill_diagonal(cosines, -2)
+        sets.append([set(np.argsort(-row)[:k]) for row in cosines])
+    expected = np.mean([len(a & b) / k for a, b in zip(*sets, strict=True)])
+    assert mutual_knn(X, Y, k=k) == pytest.approx(expected)
+    assert mutual_knn(X, X, k=k) == 1
+    assert [set(row) for row in neighbours(X, k)] == sets[0]
+
+
+def test_neighbour_overlap_does_not_see_the_order() -> None:
+    assert neighbour_overlap(np.array([[1, 2], [0, 3]]), np.array([[2, 1], [4, 3]])) == 0.75
+
+
+def test_refusals() -> None:
+    X = np.random.default_rng(0).normal(size=(6, 2))
+    with pytest.raises(ValueError, match="paired rows, got 6 and 5"):
+        linear_cka(X, X[:5])
+    with pytest.raises(ValueError, match="at least 4 items, got 3"):
+        linear_cka(X[:3], X[:3])
+    with pytest.raises(ValueError, match="paired rows, got 6 and 5"):
+        mutual_knn(X, X[:5], k=1)
+    with pytest.raises(ValueError, match="k must be between 1 and 5, got 10"):
+        mutual_knn(X, X)

@@ -1,0 +1,142 @@
+"""Sums against sums written out, and the algebra of shards and folds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.moments import Moments, Points
+
+
+def draw(n: int, dx: int = 4, dy: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, dx)) + 100, rng.normal(size=(n, dy)) * 5 - 30
+
+
+def agrees(moments: Moments, X: np.ndarray, Y: np.ndarray, *, center: bool = True, rtol: float = 1e-8) -> None:
+    """Compare in the spaces' own coordinates with the textbook sums."""
+    mx, my = X.mean(0) * center, Y.mean(0) * center
+    source, target = moments.source, moments.target
+    x, y = X - mx, Y - my
+    assert moments.n == len(X)
+    np.testing.assert_allclose(source.center, mx, rtol=rtol, atol=1e-9)
+    np.testing.assert_allclose(target.center, my, rtol=rtol, atol=1e-9)
+    scale = {"rtol": rtol, "atol": 1e-8 + rtol * np.abs(x.T @ x).max()}
+    np.testing.assert_allclose(source.lift(source.lift(source.scatter).T), x.T @ x, **scale)
+    scale["atol"] = 1e-8 + rtol * np.abs(y.T @ y).max()
+    np.testing.assert_allclose(target.lift(target.lift(target.scatter).T), y.T @ y, **scale)
+    scale["atol"] = 1e-8 + rtol * max(np.abs(x.T @ x).max(), np.abs(y.T @ y).max())
+    np.testing.assert_allclose(source.lift(target.lift(moments.cross.T).T), x.T @ y, **scale)
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize(("n", "dx", "dy"), [(50, 4, 3), (6, 10, 3), (6, 3, 10), (6, 9, 12), (4, 4, 4)])
+def test_of_is_the_textbook_sums_also_in_the_span(n: int, dx: int, dy: int, center: bool) -> None:
+    X, Y = draw(n, dx, dy)
+    agrees(Moments.of(X, Y, center=center), X, Y, center=center)
+    assert (Moments.of(X, Y).source.basis is not None) == (n <= dx)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.booleans())
+def test_shards_add_up_to_the_whole(sizes: list[int], center: bool) -> None:
+    X, Y = draw(sum(sizes))
+    edges = np.cumsum(sizes)[:-1]
+    shards = [
+        Moments.accumulate([block], center=center) for block in zip(np.split(X, edges), np.split(Y, edges), strict=True)
+    ]
+    total = shards[0]
+    for shard in shards[1:]:
+        total = total + shard
+    agrees(total, X, Y, center=center)
+    agrees(Moments.accumulate([(X[:1], Y[:1]), (X[1:], Y[1:])], center=center), X, Y, center=center)
+
+
+@given(st.integers(3, 30), st.integers(1, 28))
+def test_a_part_taken_away_leaves_the_rest(n: int, part: int) -> None:
+    part = min(part, n - 1)
+    X, Y = draw(n)
+    rest = Moments.accumulate([(X, Y)]) - Moments.accumulate([(X[:part], Y[:part])])
+    agrees(rest, X[part:], Y[part:], rtol=1e-7)
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize(("n", "dx", "dy"), [(50, 4, 3), (12, 20, 15)])
+def test_total_minus_a_fold_is_the_refit(n: int, dx: int, dy: int, center: bool) -> None:
+    X, Y = draw(n, dx, dy)
+    folds = np.random.default_rng(1).permutation(np.arange(n) % 4)
+    moments = Moments.of(X, Y, folds, center=center)
+    agrees(moments, X, Y, center=center)
+    for number, (fold, rest) in enumerate(zip(moments.folds, moments.rest, strict=True)):
+        agrees(fold, X[folds == number], Y[folds == number], center=center)
+        agrees(rest, X[folds != number], Y[folds != number], center=center)
+    for number, rest in enumerate(moments.source.rest):
+        assert rest.n == (folds != number).sum()
+
+
+def test_blocks_on_the_same_boundaries_agree_bit_for_bit() -> None:
+    X, Y = draw(40)
+    blocks = [(X[:16], Y[:16]), (X[16:], Y[16:])]
+    first, second = Moments.accumulate(blocks), Moments.accumulate(iter(blocks))
+    np.testing.assert_array_equal(first.cross, second.cross)
+    np.testing.assert_array_equal(first.source.scatter, second.source.scatter)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_low_precision_is_added_up_in_double(dtype: type) -> None:
+    X, Y = (Z.astype(dtype) for Z in draw(20_000))
+    agrees(Moments.of(X, Y), X.astype(np.float64), Y.astype(np.float64), rtol=2e-6)
+    agrees(Moments.accumulate([(X, Y)]), X.astype(np.float64), Y.astype(np.float64), rtol=2e-6)
+
+
+def test_swap_is_the_pair_the_other_way_round() -> None:
+    X, Y = draw(20)
+    folds = np.arange(20) % 2
+    swapped = Moments.of(X, Y, folds).swap()
+    agrees(swapped, Y, X)
+    agrees(swapped.rest[0], Y[folds == 1], X[folds == 1])
+
+
+def test_points_are_shared_by_pairs() -> None:
+    X, Y = draw(20)
+    points = Points.of(X)
+    assert points.with_target(Points.of(Y)).source is points.with_target(points).source
+    agrees(points.with_target(points), X, X)
+
+
+def test_eigenvalues_are_those_of_the_scatter() -> None:
+    X, _ = draw(20)
+    values, vectors = Points.of(X).sums.eigh
+    x = X - X.mean(0)
+    np.testing.assert_allclose((vectors * values) @ vectors.T, x.T @ x, atol=1e-9)
+    assert (np.diff(values) >= 0).all()
+
+
+def test_refusals() -> None:
+    X, Y = draw(6)
+    bad = X.copy()
+    bad[2, 1] = np.nan
+    for call in (lambda: Moments.of(bad, Y), lambda: Moments.accumulate([(X, Y), (bad, Y)])):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            call()
+    with pytest.raises(ValueError, match="no rows"):
+        Moments.accumulate([])
+    with pytest.raises(ValueError, match="no rows"):
+        Moments.accumulate([(X[:0], Y[:0])])
+    with pytest.raises(ValueError, match="6 source rows but 5 target rows"):
+        Moments.accumulate([(X, Y[:5])])
+    with pytest.raises(ValueError, match="fold 1 is empty"):
+        Moments.of(X, Y, np.array([0, 0, 2, 2, 0, 2]))
+    with pytest.raises(ValueError, match="nothing would be left"):
+        whole = Moments.accumulate([(X, Y)])
+        whole - whole
+    with pytest.raises(ValueError, match="fewer items than dimensions"):
+        Moments.of(*draw(3, 9, 2)) + Moments.of(*draw(3, 9, 2, seed=1))
+    with pytest.raises(ValueError, match="about zero"):
+        Moments.of(X, Y) + Moments.of(X, Y, center=False)
+    with pytest.raises(ValueError, match="4 and of 5 dimensions"):
+        Moments.of(X, Y) + Moments.of(*draw(6, 5, 3))
+
+
+def test_an_empty_block_is_passed_over() -> None:
+    X, Y = draw(6)
+    agrees(Moments.accumulate([(X[:0], Y[:0]), (X, Y), (X[:0], Y[:0])]), X, Y)

@@ -1,0 +1,80 @@
+"""Neighbours and ranks against brute force, ties among them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align import neighbors
+from align.neighbors import nearest, ranks, unit_rows
+
+SEEDS = st.integers(0, 10**6)
+
+
+def integers(n: int, d: int, seed: int) -> np.ndarray:
+    """Small integers: products are exact, and ties abound."""
+    return np.random.default_rng(seed).integers(-1, 2, (n, d)).astype(np.float32)
+
+
+@given(st.integers(1, 20), st.integers(2, 25), st.integers(1, 6), SEEDS, st.sampled_from([2, 5, 4096]), st.booleans())
+def test_nearest_is_brute_force_and_ties_go_to_the_lower_index(
+    n: int, m: int, k: int, seed: int, block: int, own: bool
+) -> None:
+    queries = integers(m if own else n, 3, seed)
+    keys = queries if own else integers(m, 3, seed + 1)
+    k = min(k, m - own)
+    products = queries @ keys.T
+    if own:
+        np.fill_diagonal(products, -np.inf)
+    expected = [sorted(range(m), key=lambda j: (-row[j], j))[:k] for row in products]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbors, "BLOCK", block)
+        scores, indices = nearest(queries, keys, k, exclude_self=own)
+    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_array_equal(scores, np.take_along_axis(products, np.array(expected), 1))
+
+
+@given(st.integers(1, 20), st.integers(1, 25), SEEDS, st.sampled_from([2, 5, 4096]))
+def test_ranks_count_ties_against_the_query(n: int, m: int, seed: int, block: int) -> None:
+    queries, keys = integers(n, 3, seed), integers(m, 3, seed + 1)
+    truth = np.random.default_rng(seed).integers(0, m, n)
+    expected = [sum(q @ key >= q @ keys[t] for key in keys) for q, t in zip(queries, truth, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbors, "BLOCK", block)
+        np.testing.assert_array_equal(ranks(queries, keys, truth), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [7, 418, 1031])
+def test_equal_keys_tie_whatever_the_rounding(n: int, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    keys = unit_rows(np.repeat(rng.normal(size=(1, 333)), n, 0).astype(dtype))
+    queries = unit_rows(rng.normal(size=(n, 333)).astype(dtype))
+    np.testing.assert_array_equal(ranks(queries, keys, np.arange(n)), n)
+
+
+def test_nan_never_wins() -> None:
+    keys = np.eye(4)
+    assert ranks(np.full((1, 4), np.nan), keys, np.array([2]))[0] == 4
+
+
+@given(SEEDS)
+def test_cosine_ranks_do_not_see_rotation_or_length(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    X, Y = rng.normal(size=(2, 30, 5))
+    turn = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    first = ranks(unit_rows(X), unit_rows(Y), np.arange(30))
+    second = ranks(unit_rows(3 * X @ turn), unit_rows(Y @ turn * rng.uniform(1, 2, (30, 1))), np.arange(30))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_unit_rows() -> None:
+    out = unit_rows(np.array([[3, 4], [0, 0]], np.float16))
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out, [[0.6, 0.8], [0, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("k", "own"), [(0, False), (6, False), (5, True)])
+def test_nearest_refuses_k(k: int, own: bool) -> None:
+    with pytest.raises(ValueError, match=f"k must be between 1 and {5 - own}, got {k}"):
+        nearest(np.eye(5), np.eye(5), k, exclude_self=own)

@@ -1,0 +1,110 @@
+"""Joining on keys, and splits that hold out items or whole groups."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.pair import Pair, split
+from align.space import Space
+
+KEYS = [f"item {i}" for i in range(120)]
+
+
+def test_join_keeps_the_common_items_row_by_row() -> None:
+    a = Space.from_array(np.arange(8.0).reshape(4, 2), ["w", "x", "y", "z"], "a")
+    b = Space.from_array(np.arange(9.0).reshape(3, 3), ["z", "q", "x"], "b")
+    pair = Pair.join(a, b)
+    assert list(pair.keys) == ["x", "z"]
+    X, Y = pair.take(np.array([1, 0]))
+    np.testing.assert_array_equal(X, [[6, 7], [2, 3]])
+    np.testing.assert_array_equal(Y, [[0, 1, 2], [6, 7, 8]])
+
+
+def test_join_without_common_items_names_a_key_of_each_side() -> None:
+    a, b = (Space.from_array(np.zeros((1, 2)), [key], key) for key in ("left", "right"))
+    with pytest.raises(ValueError, match=r"'left' and 'right' have no common items.*'left'.*'right'"):
+        Pair.join(a, b)
+
+
+@given(st.integers(12, 120), st.floats(0.05, 0.5), st.integers(2, 5), st.integers(0, 10**6))
+def test_split_by_item(n: int, share: float, folds: int, seed: int) -> None:
+    made = split(KEYS[:n], held_out=share, n_folds=folds, random_state=seed)
+    assert sorted([*made.anchors, *made.held_out]) == list(range(n))
+    assert len(made.held_out) == max(1, round(share * n))
+    sizes = np.bincount(made.folds, minlength=folds)
+    assert len(made.folds) == len(made.anchors)
+    assert sizes.max() - sizes.min() <= 1
+
+
+@given(st.integers(0, 10**6))
+def test_split_by_group_keeps_groups_whole(seed: int) -> None:
+    numbers = np.random.default_rng(seed).integers(0, 15, 60)
+    groups = [f"g{i}" for i in (*range(15), *numbers)]
+    made = split(KEYS[:75], groups, held_out=0.3, n_folds=3, random_state=seed)
+    names = np.array(groups)
+    assert not set(names[made.anchors]) & set(names[made.held_out])
+    for group in set(names[made.anchors]):
+        assert len(set(made.folds[names[made.anchors] == group])) == 1
+    assert set(made.folds) == {0, 1, 2}
+    largest = max(np.unique(names, return_counts=True)[1])
+    assert 0.3 * 75 - 1 <= len(made.held_out) < 0.3 * 75 + largest + 1
+
+
+@given(st.sets(st.integers(0, 119), max_size=20), st.integers(0, 1000))
+def test_missing_items_move_at_most_as_many_others(missing: set[int], seed: int) -> None:
+    rest = [key for i, key in enumerate(KEYS) if i not in missing]
+    whole, part = split(KEYS, random_state=seed), split(rest, random_state=seed)
+    out_whole, out_part = {KEYS[i] for i in whole.held_out}, {rest[i] for i in part.held_out}
+    assert len((out_whole ^ out_part) & set(rest)) <= len(missing)
+
+
+@given(st.permutations(range(40)))
+def test_split_does_not_depend_on_the_order_of_items(order: list[int]) -> None:
+    first, second = split(KEYS[:40], random_state=3), split([KEYS[i] for i in order], random_state=3)
+    assert {KEYS[i] for i in first.held_out} == {KEYS[order[i]] for i in second.held_out}
+    folds = {KEYS[i]: fold for i, fold in zip(first.anchors, first.folds, strict=True)}
+    assert folds == {KEYS[order[i]]: fold for i, fold in zip(second.anchors, second.folds, strict=True)}
+
+
+def test_split_is_the_same_in_another_process() -> None:
+    code = (
+        "from align.pair import split;"
+        "print(list(map(int, split([f'item {i}' for i in range(120)], random_state=7).held_out)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == str([int(i) for i in split(KEYS, random_state=7).held_out])
+
+
+def test_seeds_give_different_splits() -> None:
+    assert set(split(KEYS, random_state=0).held_out) != set(split(KEYS, random_state=1).held_out)
+
+
+def test_pair_split_looks_groups_up_by_key() -> None:
+    space = Space.from_array(np.zeros((30, 1)), KEYS[:30], "a")
+    groups = {key: f"g{i // 3}" for i, key in enumerate(KEYS)}
+    made = Pair.join(space, space).split(groups, n_folds=2, random_state=0)
+    assert len({i // 3 for i in made.held_out}) * 3 == len(made.held_out)
+    del groups["item 4"]
+    with pytest.raises(ValueError, match="1 items have no group, the first is 'item 4'"):
+        Pair.join(space, space).split(groups, random_state=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"held_out": 0.0}, "held_out must lie strictly between 0 and 1"),
+        ({"held_out": 1.0}, "held_out must lie strictly between 0 and 1"),
+        ({"n_folds": 1}, "n_folds must be at least 2"),
+        ({"n_folds": 20}, "needs at least 21 items"),
+        ({"held_out": 0.9}, "leaves 2 items of anchors for 5 folds"),
+        ({"groups": ["a"] * 20}, "needs at least 6 groups"),
+        ({"groups": ["a"]}, "1 groups for 20 keys"),
+    ],
+)
+def test_split_refuses(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split(KEYS[:20], **{"random_state": 0, **arguments})
