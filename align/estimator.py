@@ -58,7 +58,7 @@ class Estimator(BaseEstimator):
     # --- applying
 
     def _check(self, X: Array, dimension: int, side: str) -> Array:
-        """X (n, dimension) as finite float32 or float64, in its own library; ValueError, naming `side`, if it is not."""
+        """X (n, dimension) as finite float32 or float64, in its own library; ValueError, naming `side`, if not."""
         check_is_fitted(self)
         if not is_torch_array(X):
             X = to_numpy(X)
@@ -128,7 +128,7 @@ class Estimator(BaseEstimator):
         try:
             text = json.dumps(config, indent=2, default=_plain)
         except TypeError as error:
-            raise ValueError(f"cannot save {self}: a parameter is not a plain value ({error})") from None
+            raise ValueError(f"cannot save {type(self).__name__}: a parameter is not a plain value ({error})") from None
         write_atomically(folder / "weights.safetensors", weights)
         write_atomically(folder / "config.json", text.encode())
 

@@ -1,4 +1,4 @@
-"""One pair on one split: maps are fitted on the anchors, and judged on the held-out items by every task that applies."""
+"""One pair on one split: maps are fitted on the anchors and judged on the held-out items by every task that applies."""
 
 from __future__ import annotations
 
@@ -227,8 +227,17 @@ def pool(
             p_value = permutation_p(float(outcomes[0][key][0].mean()), null)
         scores.append(
             Score(
-                **names, map=label, task=task, metric=metric, value=pooled.value(), low=low, high=high,
-                n=len(set(flat)), unit=unit, baselines=dict(baselines.get(key, {})), p_value=p_value,
+                **names,
+                map=label,
+                task=task,
+                metric=metric,
+                value=pooled.value(),
+                low=low,
+                high=high,
+                n=len(set(flat)),
+                unit=unit,
+                baselines=dict(baselines.get(key, {})),
+                p_value=p_value,
             )
         )
         kept[key] = pooled

@@ -250,7 +250,9 @@ class Points:
         for sums, _ in made[1:]:
             total = total + sums
         parts = tuple(x for _, x in made)
-        return cls(Sums(total.n, total.mean, total.scatter, origin, basis, center, tuple(sums for sums, _ in made)), parts)
+        return cls(
+            Sums(total.n, total.mean, total.scatter, origin, basis, center, tuple(sums for sums, _ in made)), parts
+        )
 
     def with_target(self, target: Points) -> Moments:
         """The moments of this space and another on the same items, split into the same folds."""

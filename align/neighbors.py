@@ -14,7 +14,9 @@ def unit_rows(X: np.ndarray) -> np.ndarray:
     return X / np.where(norms > 0, norms, 1)
 
 
-def nearest(queries: np.ndarray, keys: np.ndarray, k: int, *, exclude_self: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    queries: np.ndarray, keys: np.ndarray, k: int, *, exclude_self: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """The k keys of largest inner product with each query.
 
     Parameters

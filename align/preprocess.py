@@ -147,7 +147,7 @@ class Whiten(Center):
         instead = "set shrinkage (0.1, say) or use Standardize"
         if n <= d and not self.shrinkage:
             raise ValueError(
-                f"whitening without shrinkage needs more anchors than dimensions, got n_samples = {n} for {d}: {instead}"
+                f"whitening as it is needs more anchors than dimensions, got n_samples = {n} for {d}: {instead}"
             )
         super()._learn(X)
         centred = X - self.mean_

@@ -60,7 +60,9 @@ class Outcomes:
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.units) or not len(self.units):
-            raise ValueError(f"{len(self.values)} outcomes for {len(self.units)} units: give one unit an outcome, and some")
+            raise ValueError(
+                f"{len(self.values)} outcomes for {len(self.units)} units: give one unit an outcome, and some"
+            )
 
     def value(self) -> float:
         """The mean or the median of all outcomes."""
@@ -83,7 +85,12 @@ def _codes(units: Sequence[str]) -> np.ndarray:
 
 
 def bootstrap(
-    values: np.ndarray, codes: np.ndarray, statistic: Statistic = "mean", *, replicates: int = 1000, random_state: int = 0
+    values: np.ndarray,
+    codes: np.ndarray,
+    statistic: Statistic = "mean",
+    *,
+    replicates: int = 1000,
+    random_state: int = 0,
 ) -> np.ndarray:
     """Replicates (replicates,) of a statistic when whole units are drawn with replacement.
 

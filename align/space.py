@@ -82,7 +82,7 @@ class Space:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The vectors (len(rows), d) at these row numbers, in this order, as a copy."""
         rows = np.asarray(rows)
-        if len(rows) and not (0 <= rows.min() and rows.max() < len(self)):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(
                 f"space '{self.name}' has {len(self)} rows; got row numbers from {rows.min()} to {rows.max()}"
             )

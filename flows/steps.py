@@ -31,7 +31,7 @@ from registry.datasets.prompts import Prompts
 from registry.encoders.base import Encoder, ExportableImage, ExportableText, FromHub, HasHead
 from registry.encoders.hub import newer_revision
 from registry.encoders.precomputed import Precomputed
-from registry.errors import UserError
+from registry.errors import UserError, one_line
 from registry.extract import adopt, extract, identity, precomputed_identity
 from registry.home import home
 from registry.record import add_artifacts, default_tracking_uri, record
@@ -275,7 +275,7 @@ def _named(fit: Callable[[Any], Any], m: Any, source: str, target: str) -> Any:
     try:
         return fit(m.make())
     except ValueError as error:
-        raise UserError(f"{m.label} cannot be fitted on {source} -> {target}: {error}") from None
+        raise UserError(f"{m.label} cannot be fitted on {source} -> {target}: {one_line(error)}") from None
 
 
 def _data_digest(dataset: Dataset) -> str:

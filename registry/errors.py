@@ -32,3 +32,8 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return UserError(f"unknown {what} '{name}'.{hint} Valid: {', '.join(names)}")
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message: a library's advice after it is not about the user's data."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

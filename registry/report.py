@@ -46,6 +46,7 @@ HEAT = colormaps["YlGnBu"]
 DPI = 150
 WIDTH = 10.0
 """Inches; so that 1000 pixels show 100 an inch."""
+SLANT = 45.0
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,7 @@ class Record:
         self.run = run
         self.spaces: dict[str, Row] = {space["name"]: space for space in run.get("spaces") or []}
         self.scores: list[Row] = run.get("scores") or []
-        self.splits = sorted(
-            dict.fromkeys(s["split"] for s in self.scores), key=lambda split: split != "item"
-        )
+        self.splits = sorted(dict.fromkeys(s["split"] for s in self.scores), key=lambda split: split != "item")
         self.maps = list(dict.fromkeys(s["map"] for s in self.scores))
         known = dict.fromkeys((p["source"], p["target"]) for p in [*(run.get("pairs") or []), *self.scores])
         routes = list(dict.fromkeys(map(self.route, known)))
@@ -126,7 +125,8 @@ class Record:
         return None
 
     def label(self, pair: PairName) -> str:
-        return f"{pair[0]} → {pair[1]}" + (" (control)" if self.is_control(pair) else "")
+        """The pair's name in pictures."""
+        return " → ".join(_drawn(name, 24) for name in pair) + (" (control)" if self.is_control(pair) else "")
 
 
 def _number(value: Any) -> float:
@@ -170,10 +170,11 @@ def pictures(run: dict[str, Any], folder: Path) -> list[Path]:
     return written
 
 
-def _drawn(text: str, length: int = 44) -> str:
+def _drawn(text: str, length: int) -> str:
     """The text as Matplotlib can draw it: no mathematics, no glyph that its font lacks, not too long."""
     font = get_font(findfont("DejaVu Sans"))
     text = "".join(c if font.get_char_index(ord(c)) else "?" for c in text)
+    text = f" {text}" if text.startswith("_") else text  # a legend leaves out what starts with an underscore
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 
 
@@ -198,19 +199,23 @@ def _panel(figure: Figure, left: float, top: float, width: float, height: float)
     return axes
 
 
-def _name_ticks(
-    axis: Any, at: Sequence[float], labels: Sequence[str], controls: Sequence[bool], size: float
-) -> None:
-    axis.set_ticks(at, [_drawn(label) for label in labels], fontsize=size)
+def _name_ticks(axis: Any, at: Iterable[float], labels: Sequence[str], controls: Sequence[bool], size: float) -> None:
+    axis.set_ticks(list(at), labels, fontsize=size)
     for tick, control in zip(axis.get_ticklabels(), controls, strict=True):
         if control:
             tick.set(color=CONTROL, style="italic")
 
 
+def _slant(panel: Axes) -> None:
+    """Column names above the cells, leaning to the right."""
+    for tick in panel.get_xticklabels():
+        tick.set(rotation=SLANT, ha="left", rotation_mode="anchor")
+
+
 def _cells(
-    axes: Axes, values: np.ndarray, x: float, y: float, top: float, size: float, bold: np.ndarray
+    axes: Axes, values: np.ndarray, x: float, y: float, top: float, size: float, bold: np.ndarray | None = None
 ) -> None:
-    """A block of coloured unit cells with their numbers, its upper left corner at (x, y); what is missing is grey."""
+    """Coloured unit cells with their numbers, the upper left corner at (x, y); what is missing is grey."""
     shown = np.where(np.isfinite(values), values, np.nan)
     rows, columns = shown.shape
     image = HEAT(np.clip(np.nan_to_num(shown) / top, 0, 1) * 0.92)
@@ -222,16 +227,16 @@ def _cells(
             axes.text(
                 x + j + 0.5,
                 y + i + 0.52,
-                f"{value:.2f}".replace("0.", ".", 1) if size < 7.5 else f"{value:.3f}",
+                f"{value:.2f}".replace("0.", ".", 1),
                 size=size,
                 ha="center",
                 va="center",
-                weight="bold" if bold[i, j] else "normal",
-                color="white" if value / top > 0.5 else INK,
+                weight="bold" if bold is not None and bold[i, j] else "normal",
+                color="white" if value / top > 0.6 else INK,
             )
 
 
-def _colour_bar(figure: Figure, left: float, top: float, width: float, highest: float, label: str) -> None:
+def _colour_bar(figure: Figure, left: float, top: float, width: float, highest: float) -> None:
     bar = _panel(figure, left, top, width, 0.09)
     figure.colorbar(
         ScalarMappable(Normalize(0, highest), HEAT),
@@ -240,7 +245,6 @@ def _colour_bar(figure: Figure, left: float, top: float, width: float, highest: 
         ticks=[0, highest / 2, highest],
     )
     bar.set_xticklabels([f"{tick:.2g}" for tick in (0, highest / 2, highest)], fontsize=7.5)
-    bar.set_xlabel(label, fontsize=7.5, color=QUIET, labelpad=2)
     bar.tick_params(length=0)
     bar.spines[:].set_visible(False)
 
@@ -250,53 +254,46 @@ def _pairs_by_maps(record: Record) -> Figure | None:
     if not sections:
         return None
     labels = {
-        pair: f"{_drawn(record.label(pair))} · R@{section.metric.rsplit('_', 1)[-1]}"
+        pair: f"{record.label(pair)} · R@{section.metric.rsplit('_', 1)[-1]}"
         for section in sections
         for pair in section.pairs
     }
-    head, row, gap = 0.95, 0.27, 0.36
+    head, row, gap = 1.0, 0.27, 0.36
     left = _room(labels.values(), 8.5)
-    names = _room(record.maps, 8.5) * 0.75 + 0.1
-    width = (WIDTH - left - 0.35) / len(record.splits) - 0.15
-    cell = min(width / len(record.maps), 1.1)
+    maps = [_drawn(map_, 24) for map_ in record.maps]
+    names = _room(maps, 8.5) * 0.68 + 0.25
+    width = (WIDTH - left - names + 0.6) / len(record.splits) - 0.25
+    cell = min(width / len(record.maps), 0.8)
     body = len(labels) * row + len(sections) * gap
     figure = _page(
-        head + names + body + 0.75,
+        head + names + body + 0.55,
         "Retrieval: pairs by maps",
-        "Share of held-out items whose true partner is found first (R@1) or among the first ten (R@10, between modalities).\n"
-        "Bold: the row's highest. Grey: not run. Italic: control.",
+        "Share of held-out items whose true partner is found first (R@1) or, between modalities, among the first ten "
+        "(R@10).\nBold: the row's highest. Grey: not run. Italic: control.",
     )
     for k, split in enumerate(record.splits):
-        panel = _panel(
-            figure, left + k * (cell * len(record.maps) + 0.25), head + names, cell * len(record.maps), body
-        )
+        panel = _panel(figure, left + k * (cell * len(record.maps) + 0.25), head + names, cell * len(record.maps), body)
         panel.set(xlim=(0, len(record.maps)), ylim=(body / row, 0))
         panel.xaxis.tick_top()
-        _name_ticks(
-            panel.xaxis, np.arange(len(record.maps)) + 0.5, record.maps, [False] * len(record.maps), 8.5
-        )
-        for tick in panel.get_xticklabels():
-            tick.set(rotation=40, ha="left", rotation_mode="anchor")
-        panel.text(0, -(names + 0.02) / row, _drawn(f"{split} split"), size=10, weight="bold", color=INK)
+        _name_ticks(panel.xaxis, np.arange(len(record.maps)) + 0.5, maps, [False] * len(record.maps), 8.5)
+        _slant(panel)
+        panel.text(0, -(names - 0.02) / row, _drawn(f"{split} split", 30), size=10, weight="bold", color=INK)
         y, at = 0.0, []
         for section in sections:
             y += gap / row
             values = np.array(
                 [
-                    [
-                        _value(record.score(pair, map_, split, "retrieval", section.metric))
-                        for map_ in record.maps
-                    ]
+                    [_value(record.score(pair, map_, split, "retrieval", section.metric)) for map_ in record.maps]
                     for pair in section.pairs
                 ]
             )
             best = values == np.max(values, axis=1, keepdims=True, where=np.isfinite(values), initial=-1)
-            _cells(panel, values, 0, y, 1, 8 if cell >= 0.4 else 7, best)
+            _cells(panel, values, 0, y, 1, 8 if cell > 0.35 else 7, best)
             if k == 0:
                 panel.text(
                     0,
                     y - 0.22,
-                    _drawn(section.route),
+                    _drawn(section.route, 44),
                     size=8,
                     color=QUIET,
                     weight="bold",
@@ -307,7 +304,7 @@ def _pairs_by_maps(record: Record) -> Figure | None:
             y += len(section.pairs)
         controls = [record.is_control(pair) for pair in labels]
         _name_ticks(panel.yaxis, at, list(labels.values()) if k == 0 else [""] * len(at), controls, 8.5)
-    _colour_bar(figure, left, head + names + body + 0.18, 2.2, 1, "recall")
+    _colour_bar(figure, left, head + names + body + 0.18, 2.2, 1)
     return figure
 
 
@@ -322,9 +319,7 @@ def _similarity(record: Record) -> Figure | None:
     spaces: list[str] = found["spaces"]
     n = len(spaces)
     matrix = {
-        name: np.array(found[name], dtype=float)
-        for name in ("cka", "cka_debiased", "mutual_knn")
-        if found.get(name)
+        name: np.array(found[name], dtype=float) for name in ("cka", "cka_debiased", "mutual_knn") if found.get(name)
     }
     cka = matrix.get("cka", np.full((n, n), np.nan))
     if "cka_debiased" in matrix:
@@ -334,44 +329,43 @@ def _similarity(record: Record) -> Figure | None:
         np.fill_diagonal(values, np.nan)
     controls = [record.control(name) for name in spaces]
     labels = [
-        f"{_drawn(name, 26)}{' (control)' if control else ''}"
-        for name, control in zip(spaces, controls, strict=True)
+        f"{_drawn(name, 26)}{' (control)' if control else ''}" for name, control in zip(spaces, controls, strict=True)
     ]
     size = 8.0 if n > 8 else 9.0
     left = _room(labels, size)
-    names = left * 0.72
-    side = min((WIDTH - left - 0.5) / 2, 0.75 * n)
-    head = 1.05 + names
+    names = left * 0.68
+    side = min((WIDTH - left - names) / 2, 0.75 * n)
+    head = 1.3 + names
     figure = _page(
-        head + side + 0.7,
+        head + side + 0.55,
         "How alike the spaces are",
-        "Measured without a map. CKA does not fall to 0 between unrelated spaces, least of all the biased one: hold it against the controls.\n"
-        "The diagonal is 1 by definition and left out.",
+        "Measured without a map. CKA does not fall to 0 between unrelated spaces, least of all the biased one: hold it "
+        "against\nthe controls. The diagonal is 1 by definition and left out.",
     )
     chance = found.get("mutual_knn_chance")
     highest = max(0.1, math.ceil(10 * np.nanmax(knn, initial=0)) / 10)
-    panels = (
-        (cka, 1.0, "Linear CKA", "above the diagonal: debiased; below: biased"),
+    panels: tuple[tuple[np.ndarray, float, str, str], ...] = (
+        (cka, 1.0, "Linear CKA", "above the diagonal debiased, below biased"),
         (
             knn,
             highest,
             "Mutual nearest neighbours",
-            f"chance {chance:.3f}" if chance is not None else "chance not given",
+            "share of neighbours in common" + ("" if chance is None else f"; chance {chance:.3f}"),
         ),
     )
     for k, (values, top, title, subtitle) in enumerate(panels):
         x = left + k * (side + 0.3)
         panel = _panel(figure, x, head, side, side)
         panel.set(xlim=(0, n), ylim=(n, 0))
-        _cells(panel, values, 0, 0, top, 7 if n > 8 else 7.4, np.zeros((n, n), dtype=bool))
+        _cells(panel, values, 0, 0, top, 7 if n > 8 else 7.4)
         panel.plot([0, n], [0, n], color="white", linewidth=2)
         panel.xaxis.tick_top()
         for axis, shown in ((panel.xaxis, labels), (panel.yaxis, labels if k == 0 else [""] * n)):
             _name_ticks(axis, np.arange(n) + 0.5, shown, controls, size)
-        for tick in panel.get_xticklabels():
-            tick.set(rotation=40, ha="left", rotation_mode="anchor")
-        panel.text(0, -(names + 0.02) * n / side, title, size=10, weight="bold", color=INK)
-        _colour_bar(figure, x, head + side + 0.15, 1.8, top, subtitle)
+        _slant(panel)
+        panel.text(0, -(names + 0.2) * n / side, title, size=10, weight="bold", color=INK)
+        panel.text(0, -(names + 0.02) * n / side, subtitle, size=8, color=QUIET)
+        _colour_bar(figure, x, head + side + 0.15, 1.8, top)
     return figure
 
 
@@ -386,15 +380,15 @@ def _projection(record: Record) -> Figure | None:
     colours = dict(zip(named, COLOURS, strict=False))
     if len(named) < len(frequent):
         colours["other classes"] = COLOURS[-1]
-    colour = np.array([colours.get(label, COLOURS[-1]) for label in labels], dtype=object)
+    colour = [colours.get(label, COLOURS[-1]) for label in labels]
     joined = np.unique(np.linspace(0, len(labels) - 1, min(40, len(labels))).astype(int))
     side, gap, head = 4.75, 0.2, 1.2
     columns = 4
     legend_rows = -(-len(colours) // columns) + 1
     figure = _page(
-        head + side + 0.35 + 0.22 * legend_rows,
+        head + side + 0.15 + 0.22 * legend_rows,
         _drawn(f"Before and after: {found['source']} → {found['target']}, {found['map']}", 80),
-        f"The {len(labels)} items in two of many dimensions: a picture, not a proof. "
+        f"{len(labels)} items, flattened from many dimensions to two: a picture, not a proof. "
         f"Lines join the two points of {len(joined)} of the items.",
     )
     for k, stage in enumerate(("before", "after")):
@@ -404,7 +398,7 @@ def _projection(record: Record) -> Figure | None:
         source, target = (np.array(found[stage][end], dtype=float) for end in ("source", "target"))
         panel.add_collection(
             LineCollection(
-                np.stack([source[joined], target[joined]], axis=1),
+                list(np.stack([source[joined], target[joined]], axis=1)),
                 colors=INK,
                 linewidths=0.6,
                 alpha=0.45,
@@ -412,9 +406,9 @@ def _projection(record: Record) -> Figure | None:
             )
         )
         panel.scatter(
-            *target.T, s=20, marker="^", facecolors="none", edgecolors=colour, linewidths=0.8, zorder=2
+            target[:, 0], target[:, 1], s=20, marker="^", facecolors="none", edgecolors=colour, linewidths=0.8, zorder=2
         )
-        panel.scatter(*source.T, s=13, marker="o", c=colour, linewidths=0, alpha=0.8, zorder=3)
+        panel.scatter(source[:, 0], source[:, 1], s=13, marker="o", c=colour, linewidths=0, alpha=0.8, zorder=3)
         panel.margins(0.06)
         panel.set_aspect("equal", adjustable="datalim")
         panel.set(xticks=[], yticks=[])
@@ -425,7 +419,7 @@ def _projection(record: Record) -> Figure | None:
             linestyle="",
             marker="o",
             color=INK,
-            label=_drawn(_space(record, found["source"]) + ", source"),
+            label=_drawn(_space(record, found["source"]) + ", source", 44),
         ),
         Line2D(
             [],
@@ -434,7 +428,7 @@ def _projection(record: Record) -> Figure | None:
             marker="^",
             color=INK,
             markerfacecolor="none",
-            label=_drawn(_space(record, found["target"]) + ", target"),
+            label=_drawn(_space(record, found["target"]) + ", target", 44),
         ),
     ]
     marks = [
@@ -485,27 +479,26 @@ def _scores(record: Record) -> Figure | None:
         ]
         for section in sections
     }
-    style = {
+    style: dict[str, dict[str, Any]] = {
         map_: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         for i, map_ in enumerate(record.maps)
     }
     rows = {section: 0.1 + 0.06 * max(len(used[section]), 3) for section in sections}
-    labels = [_drawn(record.label(pair)) for section in sections for pair in section.pairs]
-    left = _room(labels, 8.5)
+    labels = [record.label(pair) for section in sections for pair in section.pairs]
+    left = _room(labels, 8.5) + 0.1
     columns = 5
     legend = -(-len(record.maps) // columns) + 1
-    head, above, below = 0.95 + 0.2 * legend, 0.36, 0.26
+    head, above, below = 0.95 + 0.2 * legend, 0.52, 0.26
     height = head + sum(above + below + rows[s] * len(s.pairs) for s in sections) + 0.1
     width = (WIDTH - left - 0.2) / len(record.splits) - 0.5
     figure = _page(
         height,
         "Scores on held-out items, with 95 % intervals",
-        "Bar and number: the pair's highest map on the first split, the same map on the other. Baselines are that map's.\n"
-        "Shaded rows, italic: controls.",
+        "Bar and number: the pair's highest map on the first split, the same map on the other. Baselines are "
+        "that map's.\nShaded rows, italic: controls.",
     )
     marks = [
-        Line2D([], [], linestyle="-", linewidth=1, markersize=5, label=_drawn(m, 30), **style[m])
-        for m in record.maps
+        Line2D([], [], linestyle="-", linewidth=1, markersize=5, label=_drawn(m, 30), **style[m]) for m in record.maps
     ]
     figure.legend(
         handles=marks,
@@ -526,21 +519,22 @@ def _scores(record: Record) -> Figure | None:
 
     top = head
     for section in sections:
+        where = (0.15 / WIDTH, 1 - (top + 0.26) / height)
+        title = f"{section.title}: {_metric(section.metric)}"
+        figure.text(*where, _drawn(title, 100), size=9.5, weight="bold", color=INK)
         top += above
+        tall = rows[section] * len(section.pairs)
         for k, split in enumerate(record.splits):
-            tall = rows[section] * len(section.pairs)
+            if not any(record.of(section, pair, split) for pair in section.pairs):
+                continue
             panel = _panel(figure, left + k * (width + 0.5), top, width, tall)
             _score_panel(panel, record, section, split, used[section], style)
             controls = [record.is_control(pair) for pair in section.pairs]
             names = [record.label(pair) if k == 0 else "" for pair in section.pairs]
             _name_ticks(panel.yaxis, range(len(names)), names, controls, 8.5)
-            heading = _drawn(f"{split} split: {_metric(section.metric)}")
+            heading = _drawn(f"{split} split", 30)
             panel.text(0, 1 + 0.07 / tall, heading, size=8, color=QUIET, transform=panel.transAxes)
-            if k == 0:
-                where = (0.15 / WIDTH, 1 - (top - 0.07) / height)
-                figure.text(*where, _drawn(section.title, 90), size=9.5, weight="bold", color=INK)
-                panel.texts[-1].set_visible(len(section.title) * 0.085 + 0.15 < left)
-        top += rows[section] * len(section.pairs) + below
+        top += tall + below
     return figure
 
 
@@ -556,6 +550,7 @@ def _score_panel(
     panel.set(xlim=(0, 1), ylim=(n - 0.5, -0.5), xticks=[0, 0.25, 0.5, 0.75, 1])
     panel.set_xticklabels(["0", ".25", ".5", ".75", "1"], fontsize=7.5, color=QUIET)
     panel.set_axisbelow(True)
+    panel.tick_params(axis="y", pad=8)
     panel.grid(axis="x", color="#D8DCE0", linewidth=0.6)
     panel.spines["left"].set(visible=True, color="#AFB8C1")
     offsets = dict(zip(maps, np.linspace(-0.33, 0.33, len(maps)) if len(maps) > 1 else [0.0], strict=True))
@@ -681,19 +676,15 @@ def _sentences(record: Record, section: Section) -> list[str]:
     if not best:
         return [f"Only controls were scored: {_interval(control)}." if control else "Nothing was scored."]
     split, first = best["split"], f"{best['source']} → {best['target']} with {best['map']}"
-    said = [f"{first} is highest: {_metric(section.metric)} {_interval(best)} on the {split} split."]
+    said = [f"{first} is highest: {_metric(section.metric)} of {_interval(best)} on the {split} split."]
 
     beside = {name: best["baselines"][name] for name in BASELINES if best["baselines"].get(name) is not None}
     if "shuffled" in beside:
         word = "clears" if _above(best, beside["shuffled"]) else "does not clear"
-        said.append(
-            f"Its interval {word} the same map fitted on shuffled pairs ({_fixed(beside.pop('shuffled'))})."
-        )
+        said.append(f"Its interval {word} the same map fitted on shuffled pairs ({_fixed(beside.pop('shuffled'))}).")
     words = {"identity": "the padded identity", "native": "the target's own embeddings", "chance": "chance"}
     if beside:
-        said.append(
-            f"Beside it: {', '.join(f'{words[name]} {_fixed(value)}' for name, value in beside.items())}."
-        )
+        said.append(f"Beside it: {', '.join(f'{words[name]} {_fixed(value)}' for name, value in beside.items())}.")
 
     if control and control["split"] == split:
         verdict = (
@@ -715,9 +706,7 @@ def _sentences(record: Record, section: Section) -> list[str]:
         if other != split and row:
             gap = row["value"] - best["value"]
             verb = "falls" if gap < 0 else "rises" if gap > 0 else "stays"
-            said.append(
-                f"On the {other} split it {verb} {'at' if gap == 0 else 'to'} {_interval(row)} ({gap:+.3f})."
-            )
+            said.append(f"On the {other} split it {verb} {'at' if gap == 0 else 'to'} {_interval(row)} ({gap:+.3f}).")
 
     judged = [
         row
@@ -731,8 +720,8 @@ def _sentences(record: Record, section: Section) -> list[str]:
         missed = [f"{row['source']} → {row['target']} with {row['map']}" for row in below[:4]]
         more = f" and {len(below) - 4} more" if len(below) > 4 else ""
         said.append(
-            f"Of all {len(judged)} scores of real encoders on this split, {len(judged) - len(below)} clear their shuffled pairs"
-            + (f"; not {', '.join(missed)}{more}." if below else ".")
+            f"{len(judged) - len(below)} of the {len(judged)} scores of real encoders on this split "
+            "clear their shuffled pairs" + (f"; not {', '.join(missed)}{more}." if below else ".")
         )
     return said
 
@@ -754,9 +743,7 @@ def _tables(record: Record) -> dict[str, dict[str, list[tuple[PairName, list[Row
     """Every score: by task, then metric, then pair; a pair's by map and split."""
     tables: dict[str, dict[str, dict[PairName, list[Row]]]] = {}
     for row in record.scores:
-        tables.setdefault(row["task"], {}).setdefault(row["metric"], {}).setdefault(_pair(row), []).append(
-            row
-        )
+        tables.setdefault(row["task"], {}).setdefault(row["metric"], {}).setdefault(_pair(row), []).append(row)
 
     def order(row: Row) -> tuple[int, int]:
         return record.maps.index(row["map"]), record.splits.index(row["split"])

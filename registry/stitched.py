@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -178,7 +178,9 @@ def log_model(
             client.log_model_artifacts(logged.model_id, str(target))
         client.finalize_logged_model(logged.model_id, "READY")
     except BaseException:
-        client.finalize_logged_model(logged.model_id, "FAILED")
+        # A server that has stopped answering cannot be told either; the first error is the one that counts.
+        with suppress(Exception):
+            client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     try:

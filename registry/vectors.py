@@ -14,7 +14,7 @@ import numpy as np
 
 from align import MAPS, Map, Pair, Space, load_map, make_map
 from registry.encoders.precomputed import read_vectors
-from registry.errors import UserError, unknown
+from registry.errors import UserError, one_line, unknown
 
 BLOCK = 65_536
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
@@ -31,7 +31,7 @@ def fit_files(source: Path, target: Path, name: str, parameters: dict[str, Any])
     try:
         unfitted = make_map(name, **parameters)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(one_line(error)) from None
     (source_keys, X), (target_keys, Y) = read_vectors(source), read_vectors(target)
     if unfitted.paired:
         if not _has_keys(source_keys) and not _has_keys(target_keys) and len(X) != len(Y):
@@ -42,12 +42,12 @@ def fit_files(source: Path, target: Path, name: str, parameters: dict[str, Any])
         try:
             pair = Pair.join(Space(str(source), source_keys, [X]), Space(str(target), target_keys, [Y]))
         except ValueError as error:
-            raise UserError(str(error)) from None
+            raise UserError(one_line(error)) from None
         X, Y = pair.take(np.arange(len(pair)))
     try:
         return unfitted.fit(np.asarray(X), np.asarray(Y)), len(X)
     except ValueError as error:
-        raise UserError(f"{name} cannot be fitted on {source} and {target}: {error}") from None
+        raise UserError(f"{name} cannot be fitted on {source} and {target}: {one_line(error)}") from None
 
 
 def _has_keys(keys: list[str]) -> bool:
@@ -67,7 +67,7 @@ def translate_file(
     try:
         fitted = load_map(folder)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(one_line(error)) from None
     keys, rows = read_vectors(vectors)
     if rows.shape[1] != fitted.n_features_in_:
         raise UserError(
@@ -82,7 +82,7 @@ def translate_file(
             try:
                 yield fitted.transform(block)
             except ValueError as error:
-                raise UserError(f"{vectors}, rows from {start}: {error}") from None
+                raise UserError(f"{vectors}, rows from {start}: {one_line(error)}") from None
             progress(min(start + BLOCK, len(rows)), len(rows))
 
     first = fitted.transform(np.asarray(rows[:1]))

@@ -58,7 +58,7 @@ class Map(TransformerMixin, Estimator):
                 "for unpaired spaces use gromov_wasserstein"
             )
         for side, Z in (("X", X), ("y", Y)):
-            if (Z == Z[0]).all():
+            if (Z[0] == Z).all():
                 raise ValueError(f"{side} is constant: all anchors are the same vector, nothing can be fitted")
         self.target_dimension_ = Y.shape[1]
         return X, Y

@@ -122,9 +122,7 @@ class Chain(Map):
         self.source_steps_ = steps("source", self.source_steps)
         self.map_ = load("map", self.map, load_map)
         self.target_steps_ = steps("target", self.target_steps)
-        self.source_steps, self.map, self.target_steps = map(
-            clone, (self.source_steps_, self.map_, self.target_steps_)
-        )
+        self.source_steps, self.map, self.target_steps = map(clone, (self.source_steps_, self.map_, self.target_steps_))
         return super()._restore(folder, config)
 
 

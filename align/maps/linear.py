@@ -54,7 +54,9 @@ class LeastSquares(AffineMap):
             "rank": rank,
             "condition_number": float(np.sqrt(values[-1] / values[keep][0])),
             "explained_variance": _explained(moments, weights),
-            "warnings": [f"{moments.n} anchors in {moments.source.dimension} dimensions: the fit interpolates; prefer ridge"]
+            "warnings": [
+                f"{moments.n} anchors in {moments.source.dimension} dimensions: the fit interpolates; prefer ridge"
+            ]
             * (moments.n <= moments.source.dimension),
         }
 

@@ -122,7 +122,9 @@ class CCA(AffineMap):
             if gain <= 0:
                 self.report_["warnings"].append("no direction is shared on held-out folds: do not trust this map")
 
-    def _principal(self, moments: Moments) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], np.ndarray]:
+    def _principal(
+        self, moments: Moments
+    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], np.ndarray]:
         """The leading eigenpairs of each scatter, and the cross scatter in their coordinates."""
         sides = []
         for side in (moments.source, moments.target):

@@ -88,8 +88,14 @@ class OptimalTransport(Map):
         a, b = ot.unif(len(moved)), ot.unif(len(self.targets_))
         if self.reg:
             plan, log = _quietly(
-                ot.bregman.sinkhorn_log, a, b, cost / self.scale_, self.reg,
-                numItermax=self.max_iter, stopThr=self.tol, log=True,
+                ot.bregman.sinkhorn_log,
+                a,
+                b,
+                cost / self.scale_,
+                self.reg,
+                numItermax=self.max_iter,
+                stopThr=self.tol,
+                log=True,
             )
             # POT updates the rows last: softmax(log_v - C / reg) along a row is then the plan's row, rescaled.
             self.potential_ = self.reg * log["log_v"]
@@ -102,7 +108,9 @@ class OptimalTransport(Map):
         self.n_iter_ = iterations
         self._fingerprint(moved, self.targets_)
         self.report_ = {
-            "n": len(moved), "m": len(self.targets_), "cost": float((plan * cost).sum()),
+            "n": len(moved),
+            "m": len(self.targets_),
+            "cost": float((plan * cost).sum()),
             **plan_report(plan, a, b, converged, iterations),
         }
         return self
@@ -205,16 +213,28 @@ class GromovWasserstein(AffineMap):
         a, b = ot.unif(len(X)), ot.unif(len(Y))
         if self.reg:
             plan, log = _quietly(
-                ot.gromov.entropic_gromov_wasserstein, *distances, a, b, epsilon=self.reg,
-                max_iter=self.max_iter, tol=self.tol, log=True,
+                ot.gromov.entropic_gromov_wasserstein,
+                *distances,
+                a,
+                b,
+                epsilon=self.reg,
+                max_iter=self.max_iter,
+                tol=self.tol,
+                log=True,
             )
             # POT looks at the error at every tenth iteration, and stops there.
             iterations = min(self.max_iter, 10 * len(log["err"]) - 9)
             converged = bool(log["err"][-1] <= self.tol)
         else:
             plan, log = _quietly(
-                ot.gromov.gromov_wasserstein, *distances, a, b,
-                max_iter=self.max_iter, tol_rel=self.tol, tol_abs=self.tol, log=True,
+                ot.gromov.gromov_wasserstein,
+                *distances,
+                a,
+                b,
+                max_iter=self.max_iter,
+                tol_rel=self.tol,
+                tol_abs=self.tol,
+                log=True,
             )
             iterations = max(1, len(log["loss"]) - 1)
             converged = iterations < self.max_iter
@@ -224,7 +244,9 @@ class GromovWasserstein(AffineMap):
         barycentres = plan @ Y / plan.sum(1, keepdims=True)
         self.fit_moments(Moments.of(np.asarray(X, np.float64), barycentres, center=self.center))
         self.report_ |= {
-            "m": len(Y), "gw_distance": float(log["gw_dist"]), **plan_report(plan, a, b, converged, iterations),
+            "m": len(Y),
+            "gw_distance": float(log["gw_dist"]),
+            **plan_report(plan, a, b, converged, iterations),
         }
         return self
 
@@ -250,7 +272,11 @@ def plan_report(plan: np.ndarray, a: np.ndarray, b: np.ndarray, converged: bool,
     if entropy > 0.98:
         notes.append("the plan is nearly uniform: it matches nothing to anything")
     return {
-        "marginal_error": error, "plan_entropy": entropy, "iterations": iterations, "converged": converged, "warnings": notes,
+        "marginal_error": error,
+        "plan_entropy": entropy,
+        "iterations": iterations,
+        "converged": converged,
+        "warnings": notes,
     }
 
 

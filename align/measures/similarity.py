@@ -20,7 +20,7 @@ def linear_cka(X: np.ndarray, Y: np.ndarray, *, debiased: bool = False) -> float
         raise ValueError(f"CKA needs paired rows, got {n} and {len(Y)}")
     if n < 4:
         raise ValueError(f"CKA needs at least 4 items, got {n}")
-    if any((Z == Z[0]).all() for Z in (X, Y)):
+    if any((Z[0] == Z).all() for Z in (X, Y)):
         return 0.0
     X, Y = (np.asarray(Z, np.float64) - Z.mean(0, dtype=np.float64) for Z in (X, Y))
     hsic = _hsic_debiased if debiased else _hsic

@@ -25,7 +25,9 @@ class LinearHead:
 
     def __init__(self, weight: np.ndarray, bias: np.ndarray) -> None:
         if weight.ndim != 2 or bias.shape != weight.shape[:1]:
-            raise ValueError(f"a head needs weights (classes, d) and biases (classes,), got {weight.shape}, {bias.shape}")
+            raise ValueError(
+                f"a head needs weights (classes, d) and biases (classes,), got {weight.shape}, {bias.shape}"
+            )
         self.weight = weight
         self.bias = bias
 
@@ -51,7 +53,9 @@ def majority_share(anchors: Sequence[str], held_out: Sequence[str]) -> float:
     return float(np.mean(np.asarray(held_out) == classes[np.argmax(counts)]))
 
 
-def permutation_null(predicted: np.ndarray, labels: np.ndarray, *, replicates: int = 1000, random_state: int = 0) -> np.ndarray:
+def permutation_null(
+    predicted: np.ndarray, labels: np.ndarray, *, replicates: int = 1000, random_state: int = 0
+) -> np.ndarray:
     """Accuracies (replicates,) if predictions and labels were linked at random."""
     rng = np.random.default_rng(random_state)
     # Small integers compare far faster than names do.

@@ -126,9 +126,9 @@ def test_refusals() -> None:
         Moments.accumulate([(X, Y[:5])])
     with pytest.raises(ValueError, match="fold 1 is empty"):
         Moments.of(X, Y, np.array([0, 0, 2, 2, 0, 2]))
+    whole = Moments.accumulate([(X, Y)])
     with pytest.raises(ValueError, match="nothing would be left"):
-        whole = Moments.accumulate([(X, Y)])
-        whole - whole
+        _ = whole - whole
     with pytest.raises(ValueError, match="fewer items than dimensions"):
         Moments.of(*draw(3, 9, 2)) + Moments.of(*draw(3, 9, 2, seed=1))
     with pytest.raises(ValueError, match="about zero"):

@@ -69,7 +69,11 @@ def test_bootstrap_medians_are_medians(owners: list[int], seed: int) -> None:
     units = codes.max() + 1
     for found, row in zip(drawn, rng.integers(0, units, (20, units), dtype=np.int32), strict=True):
         # The order of units does not matter, and where each owns one value the draw is of sorted values.
-        source = [np.sort(values)[unit : unit + 1] for unit in row] if len(values) == units else [values[codes == u] for u in row]
+        source = (
+            [np.sort(values)[unit : unit + 1] for unit in row]
+            if len(values) == units
+            else [values[codes == u] for u in row]
+        )
         assert found == np.median(np.concatenate(source))
 
 
@@ -105,10 +109,12 @@ def test_bootstrap_is_quick() -> None:
 def test_paired_test_keeps_its_size_and_finds_a_difference() -> None:
     rng = np.random.default_rng(2)
     units = [str(i) for i in range(60)]
-    p = np.array([
-        paired_test(*(Outcomes(rng.random(60), units) for _ in range(2)), replicates=200, random_state=i).p_value
-        for i in range(400)
-    ])
+    p = np.array(
+        [
+            paired_test(*(Outcomes(rng.random(60), units) for _ in range(2)), replicates=200, random_state=i).p_value
+            for i in range(400)
+        ]
+    )
     for level in (0.05, 0.2, 0.5):
         assert abs(np.mean(p <= level) - level) < 4 * np.sqrt(level * (1 - level) / 400)
     base = rng.random(60)

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from align.maps import MAPS, Chain, Map, make_map
+from align.maps.orthogonal import Procrustes
 from align.preprocess import Center, Unit
 from registry import stitched, stitched_model
 from registry.datasets import create as dataset
@@ -82,7 +83,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
         chosen = range(0, len(emoji.keys), len(emoji.keys) // 200)[:200]
         pictures: list[Any] = [emoji.read("image", index) for index in chosen]
         names = [emoji.read("en", index) for index in chosen]
-        image, text = create("efficientnet-lite0"), create("minilm-l6")
+        image: Any = create("efficientnet-lite0")
+        text: Any = create("minilm-l6")
         source = np.concatenate([image.embed(pictures[start : start + 32]) for start in range(0, 200, 32)])
         target = np.concatenate([text.embed(names[start : start + 64]) for start in range(0, 200, 64)])
         yield Parts(image, text, pictures[:40], source, target)
@@ -349,25 +351,26 @@ def test_an_encoder_without_a_graph_is_refused_with_what_to_do(parts: Parts, rid
 
 def test_what_does_not_fit_is_refused(parts: Parts, ridge: Map, tmp_path: Path) -> None:
     backwards = make_map("procrustes").fit(parts.target, parts.source)
-    for changed, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"image": parts.text}, "'minilm-l6' embeds texts where"),
         ({"text": parts.image}, "'efficientnet-lite0' embeds images where"),
-        ({"map": backwards}, "384 to 1280 dimensions"),
-        ({"map": make_map("ridge")}, "not fitted"),
+        ({"fitted": backwards}, "384 to 1280 dimensions"),
+        ({"fitted": make_map("ridge")}, "not fitted"),
         ({"labels": []}, "at least one class name"),
         ({"templates": []}, "at least one template"),
         ({"labels": ["a", "a"]}, "there twice"),
         ({"templates": ["a picture"]}, "has no {}"),
         ({"card": {"score": float("nan")}}, "written as JSON"),
         ({"card": {"score": object()}}, "written as JSON"),
-    ):
+    ]
+    for changed, message in cases:
         with pytest.raises(UserError, match=message):
-            parts.export(tmp_path / "model", **({"fitted": ridge} | {"fitted": changed.pop("map", ridge)} | changed))
+            parts.export(tmp_path / "model", **({"fitted": ridge} | changed))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_map_whose_graphs_are_not_its_own_is_refused(parts: Parts, tmp_path: Path) -> None:
-    class Bent(MAPS["procrustes"]):  # type: ignore[misc]
+    class Bent(Procrustes):
         def _source_to_shared(self, X: Any) -> Any:
             return super()._source_to_shared(X) ** 3
 
@@ -506,13 +509,13 @@ def test_an_environment_with_only_its_requirements_is_enough(
     logged: Logged, parts: Parts, ridge: Map, tmp_path: Path
 ) -> None:
     """About 40 s on two cores, nearly all of it pip's."""
-    python = tmp_path / "venv" / "bin" / "python"
+    python = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
-    requirements = logged.artifact() / "requirements.txt"
+    requirements = str(logged.artifact() / "requirements.txt")
     done = subprocess.run([*install, "-r", requirements], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = _predict_elsewhere(str(python), logged, parts, tmp_path)
+    found = _predict_elsewhere(python, logged, parts, tmp_path)
     shutil.rmtree(tmp_path / "venv")
     _check_answers(found, parts, ridge)
 

@@ -61,7 +61,9 @@ def test_ridge_is_sklearns_grid_search_on_the_same_folds(planted, shape: tuple[i
     errors = np.zeros(len(alphas))
     for i, alpha in enumerate(alphas):
         for fold in range(4):
-            model = SklearnRidge(alpha=alpha, fit_intercept=center, solver="svd").fit(X[folds != fold], Y[folds != fold])
+            model = SklearnRidge(alpha=alpha, fit_intercept=center, solver="svd").fit(
+                X[folds != fold], Y[folds != fold]
+            )
             errors[i] += ((Y[folds == fold] - model.predict(X[folds == fold]).reshape(-1, Y.shape[1])) ** 2).sum()
     np.testing.assert_allclose(found.cv_errors_, errors / len(X), rtol=1e-6)
     assert found.report_["cv_explained_variance"] == pytest.approx(

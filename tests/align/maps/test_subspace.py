@@ -119,7 +119,7 @@ def test_max_rank_works_on_principal_directions() -> None:
 
 def test_refusals() -> None:
     X, Y = shared_factors(n=20, dx=6, dy=30)
-    with pytest.raises(ValueError, match="needs more anchors than dimensions, got 20 for 30: .*use procrustes"):
+    with pytest.raises(ValueError, match=r"needs more anchors than dimensions, got 20 for 30: .*use procrustes"):
         CCA(2, regularisation=0.0).fit(X, Y)
     with pytest.raises(ValueError, match="regularisation must not be negative"):
         CCA(2, regularisation=-1.0).fit(X, Y)

@@ -68,7 +68,8 @@ def test_a_small_regularisation_comes_near_the_exact_map() -> None:
     X, Y = clouds()
     exact = OptimalTransport(reg=0).fit(X, Y).transform(X)
     gaps = [
-        np.abs(OptimalTransport(reg=reg, max_iter=5000).fit(X, Y).transform(X) - exact).mean() for reg in (0.5, 0.05, 0.01)
+        np.abs(OptimalTransport(reg=reg, max_iter=5000).fit(X, Y).transform(X) - exact).mean()
+        for reg in (0.5, 0.05, 0.01)
     ]
     assert gaps[0] > gaps[1] > gaps[2]
 

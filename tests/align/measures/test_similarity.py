@@ -64,7 +64,9 @@ def test_half_precision_and_constant_spaces() -> None:
     assert linear_cka(X, Y) == pytest.approx(linear_cka(*wide))
     assert linear_cka(X, np.full((50, 3), 0.1)) == 0
     assert linear_cka(np.full((50, 3), 0.1), X, debiased=True) == 0
-    np.testing.assert_array_equal(neighbours(X + np.float16(3), 5), neighbours((X + np.float16(3)).astype(np.float32), 5))
+    np.testing.assert_array_equal(
+        neighbours(X + np.float16(3), 5), neighbours((X + np.float16(3)).astype(np.float32), 5)
+    )
 
 
 @given(st.integers(6, 25), st.integers(1, 5), SEEDS)

@@ -1,0 +1,37 @@
+"""One home for the whole session, so that exported graphs and Prefect's database are made once."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before anything imports Prefect, MLflow or a hub's library: they read these once.
+os.environ["SUTURE_HOME"] = tempfile.mkdtemp(prefix="suture-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HOME"] = os.environ["SUTURE_HOME"] + "/hf"
+os.environ.pop("PREFECT_API_URL", None)
+
+from flows import environment
+
+environment.prepare()
+
+
+@pytest.fixture(scope="session")
+def session_home() -> Path:
+    """The home that all tests share unless they ask for their own."""
+    return Path(os.environ["SUTURE_HOME"])
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session_home: Path) -> Path:
+    """A fresh SUTURE_HOME; what is slow to make (the cache of exported graphs) is shared."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (session_home / "cache").mkdir(exist_ok=True)
+    (home / "cache").symlink_to(session_home / "cache")
+    monkeypatch.setenv("SUTURE_HOME", str(home))
+    return home

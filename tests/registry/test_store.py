@@ -1,0 +1,257 @@
+"""The embedding store: whole or not there, whatever happens to the writer."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import registry.store as store_module
+from registry.errors import BadItem, UserError
+from registry.store import SHARD_ROWS, DamagedEntry, EmbeddingStore, Identity
+
+WHO = Identity("encoder", "w" * 64, "as is", "numpy 2", "d" * 64, "image")
+N = 3 * SHARD_ROWS + 7
+KEYS = [f"item-{i}" for i in range(N)]
+
+
+def vectors(rows: range) -> np.ndarray:
+    return np.stack([np.random.default_rng(row).standard_normal(5).astype(np.float32) for row in rows])
+
+
+def embed(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+    return vectors(rows), list(rows), []
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    key = store.write(WHO, KEYS, embed, details={"licence": "MIT"})
+    space = store.open(key)
+    assert list(space.keys) == KEYS
+    np.testing.assert_array_equal(np.concatenate(list(space.blocks())), vectors(range(N)))
+    assert all(isinstance(shard, np.memmap) for shard in space.shards)
+    assert store.manifest(key)["details"]["licence"] == "MIT"
+    assert list(store.keys()) == [key]
+    assert key in store
+
+
+@pytest.mark.parametrize("field", ["encoder", "weights", "preprocessing", "backend", "data", "column", "dtype", "on_bad_item"])
+def test_every_part_of_the_identity_changes_the_address(field: str) -> None:
+    from dataclasses import replace
+
+    assert replace(WHO, **{field: "another"}).key != WHO.key
+
+
+def test_a_finished_entry_is_not_computed_again(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    store.write(WHO, KEYS, embed)
+
+    def never(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        raise AssertionError("computed again")
+
+    assert store.write(WHO, KEYS, never) == WHO.key
+
+
+def test_a_broken_off_writer_is_resumed_shard_by_shard(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    asked: list[int] = []
+
+    def breaks(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        asked.append(rows.start)
+        if rows.start == 2 * SHARD_ROWS:
+            raise RuntimeError("power cut")
+        return embed(rows)
+
+    with pytest.raises(RuntimeError):
+        store.write(WHO, KEYS, breaks)
+    assert WHO.key not in store
+    with pytest.raises(UserError, match="no finished entry"):
+        store.open(WHO.key)
+    asked.clear()
+
+    def goes_on(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        asked.append(rows.start)
+        return embed(rows)
+
+    store.write(WHO, KEYS, goes_on)
+    assert asked == [2 * SHARD_ROWS, 3 * SHARD_ROWS]
+    np.testing.assert_array_equal(np.concatenate(list(store.open(WHO.key).blocks())), vectors(range(N)))
+
+
+SLOW_WRITER = """
+import sys, time
+sys.path.insert(0, {root!r})
+from tests.registry.test_store import KEYS, WHO, embed
+from registry.store import EmbeddingStore
+def slow(rows):
+    time.sleep(0.2)
+    return embed(rows)
+EmbeddingStore({place!r}).write(WHO, KEYS, slow)
+"""
+
+
+def test_kill_nine_leaves_whole_shards_only(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    for patience in (0.1, 0.35, 0.55):
+        code = SLOW_WRITER.format(root=root, place=str(tmp_path))
+        process = subprocess.Popen([sys.executable, "-c", code])
+        folder = EmbeddingStore(tmp_path).folder(WHO.key)
+        deadline = time.monotonic() + 30
+        while not folder.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(patience)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert WHO.key not in EmbeddingStore(tmp_path)
+    store = EmbeddingStore(tmp_path)
+    store.write(WHO, KEYS, embed)
+    np.testing.assert_array_equal(np.concatenate(list(store.open(WHO.key).blocks())), vectors(range(N)))
+
+
+def _count_and_write(place: str, counter: str) -> None:
+    def counted(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        with open(counter, "a") as file:
+            file.write(f"{rows.start}\n")
+        time.sleep(0.05)
+        return embed(rows)
+
+    EmbeddingStore(place).write(WHO, KEYS, counted)
+
+
+def test_two_runs_share_the_work(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    counter = tmp_path / "count"
+    workers = [context.Process(target=_count_and_write, args=(str(tmp_path / "s"), str(counter))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert sorted(map(int, counter.read_text().split())) == [i * SHARD_ROWS for i in range(4)]
+
+
+def test_skipped_items_are_named(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+
+    def skips(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        kept = [row for row in rows if row != 5]
+        return np.stack([vectors(range(row, row + 1))[0] for row in kept]), kept, [("item-5", "corrupt")] if 5 in rows else []
+
+    key = store.write(WHO, KEYS, skips)
+    assert "item-5" not in store.open(key).position
+    assert store.manifest(key)["skipped"] == [["item-5", "corrupt"]]
+    assert len(store.open(key)) == N - 1
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_is_found_and_named(tmp_path: Path, damage: str) -> None:
+    store = EmbeddingStore(tmp_path)
+    key = store.write(WHO, KEYS, embed)
+    shard = store.folder(key) / "00001.npy"
+    data = bytearray(shard.read_bytes())
+    if damage == "flip":
+        data[-3] ^= 1
+        shard.write_bytes(data)
+    elif damage == "truncate":
+        shard.write_bytes(data[:-8])
+    else:
+        shard.unlink()
+    with pytest.raises(DamagedEntry, match="shard 1"):
+        store.open(key)
+
+
+def test_a_damaged_shard_of_an_unfinished_entry_is_made_again(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    key = store.write(WHO, KEYS, embed)
+    (store.folder(key) / "manifest.json").unlink()
+    (store.folder(key) / "00002.npy").write_bytes(b"garbage")
+    store.write(WHO, KEYS, embed)
+    np.testing.assert_array_equal(np.concatenate(list(store.open(key).blocks())), vectors(range(N)))
+
+
+def test_nan_never_gets_in(tmp_path: Path) -> None:
+    def sick(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        made = vectors(rows)
+        made[3, 2] = np.nan
+        return made, list(rows), []
+
+    store = EmbeddingStore(tmp_path)
+    with pytest.raises(BadItem, match="item-3"):
+        store.write(WHO, KEYS, sick)
+    assert WHO.key not in store
+
+
+def test_a_full_disk_leaves_no_half_file_and_the_next_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = EmbeddingStore(tmp_path)
+    real = store_module.write_atomically
+    calls = {"n": 0}
+
+    def full(path: Path, content: bytes) -> None:
+        calls["n"] += 1
+        if calls["n"] == 4:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, content)
+
+    monkeypatch.setattr(store_module, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.write(WHO, KEYS, embed)
+    monkeypatch.undo()
+    assert WHO.key not in store
+    store.write(WHO, KEYS, embed)
+    assert len(store.open(WHO.key)) == N
+
+
+def test_a_real_full_disk(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes the kernel refuse a write in the middle, as a full disk does."""
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+from tests.registry.test_store import KEYS, WHO, embed
+from registry.store import EmbeddingStore
+try:
+    EmbeddingStore({str(tmp_path)!r}).write(WHO, KEYS, embed)
+except OSError as error:
+    print("refused", error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "refused" in done.stdout
+    left = [path.name for path in EmbeddingStore(tmp_path).folder(WHO.key).iterdir()]
+    assert not [name for name in left if name.startswith(".0")], left
+    store = EmbeddingStore(tmp_path)
+    store.write(WHO, KEYS, embed)
+    assert len(store.open(WHO.key)) == N
+
+
+def test_keys_are_not_paths(tmp_path: Path) -> None:
+    for bad in ("../../etc", "a" * 31, "g" * 32):
+        with pytest.raises(UserError, match="no store key"):
+            EmbeddingStore(tmp_path).folder(bad)
+
+
+def test_nothing_embeddable_is_an_error(tmp_path: Path) -> None:
+    def nothing(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        return np.empty((0, 5), np.float32), [], [(KEYS[row], "corrupt picture") for row in rows]
+
+    with pytest.raises(UserError, match="corrupt picture"):
+        EmbeddingStore(tmp_path).write(WHO, KEYS, nothing)
+
+
+def test_the_manifest_is_plain_json_with_a_format(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    key = store.write(WHO, KEYS, embed)
+    manifest = json.loads((store.folder(key) / "manifest.json").read_text())
+    assert manifest["format"] == 1
+    assert manifest["rows"] == N
+    assert manifest["dimension"] == 5
+    assert "v1" in store.folder(key).parts
