@@ -171,16 +171,23 @@ def pictures(run: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _drawn(text: str, length: int) -> str:
-    """The text as Matplotlib can draw it: no mathematics, no glyph that its font lacks, not too long."""
+    """The text as Matplotlib draws it without mishap: no mathematics, no glyph that its font lacks, not too long."""
     font = get_font(findfont("DejaVu Sans"))
     text = "".join(c if font.get_char_index(ord(c)) else "?" for c in text)
     text = f" {text}" if text.startswith("_") else text  # a legend leaves out what starts with an underscore
-    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
+    if len(text) > length:
+        text = f"{text[: length // 2]}…{text[-(length // 2 - 1) :]}"
+    return text.replace("$", r"\$")
 
 
 def _room(labels: Iterable[str], size: float) -> float:
     """The inches that the longest of these labels needs."""
     return 0.2 + max((len(label) for label in labels), default=0) * size * 0.0086
+
+
+def _columns(names: Iterable[str]) -> int:
+    """How many of these names a legend has room for in a row."""
+    return max(1, min(6, int(WIDTH / (_room(names, 8.5) + 0.4))))
 
 
 def _page(height: float, title: str, subtitle: str) -> Figure:
@@ -383,7 +390,7 @@ def _projection(record: Record) -> Figure | None:
     colour = [colours.get(label, COLOURS[-1]) for label in labels]
     joined = np.unique(np.linspace(0, len(labels) - 1, min(40, len(labels))).astype(int))
     side, gap, head = 4.75, 0.2, 1.2
-    columns = 4
+    columns = _columns(_drawn(str(name), 30) for name in colours)
     legend_rows = -(-len(colours) // columns) + 1
     figure = _page(
         head + side + 0.15 + 0.22 * legend_rows,
@@ -486,7 +493,7 @@ def _scores(record: Record) -> Figure | None:
     rows = {section: 0.1 + 0.06 * max(len(used[section]), 3) for section in sections}
     labels = [record.label(pair) for section in sections for pair in section.pairs]
     left = _room(labels, 8.5) + 0.1
-    columns = 5
+    columns = _columns(_drawn(map_, 30) for map_ in record.maps)
     legend = -(-len(record.maps) // columns) + 1
     head, above, below = 0.95 + 0.2 * legend, 0.52, 0.26
     height = head + sum(above + below + rows[s] * len(s.pairs) for s in sections) + 0.1
@@ -652,6 +659,10 @@ def _p(value: float | None) -> str:
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
 def _when(started: Any) -> str:
     try:
         moment = datetime.fromisoformat(str(started))
@@ -706,7 +717,9 @@ def _sentences(record: Record, section: Section) -> list[str]:
         if other != split and row:
             gap = row["value"] - best["value"]
             verb = "falls" if gap < 0 else "rises" if gap > 0 else "stays"
-            said.append(f"On the {other} split it {verb} {'at' if gap == 0 else 'to'} {_interval(row)} ({gap:+.3f}).")
+            said.append(
+                f"On the {other} split it {verb} {'at' if gap == 0 else 'to'} {_interval(row)} ({_signed(gap)})."
+            )
 
     judged = [
         row

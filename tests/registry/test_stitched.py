@@ -76,18 +76,16 @@ def png(picture: Image.Image) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SUTURE_HOME", str(tmp_path_factory.mktemp("home")))
-        emoji = dataset("emoji", languages=["en"])
-        chosen = range(0, len(emoji.keys), len(emoji.keys) // 200)[:200]
-        pictures: list[Any] = [emoji.read("image", index) for index in chosen]
-        names = [emoji.read("en", index) for index in chosen]
-        image: Any = create("efficientnet-lite0")
-        text: Any = create("minilm-l6")
-        source = np.concatenate([image.embed(pictures[start : start + 32]) for start in range(0, 200, 32)])
-        target = np.concatenate([text.embed(names[start : start + 64]) for start in range(0, 200, 64)])
-        yield Parts(image, text, pictures[:40], source, target)
+def parts(session_home: Path) -> Parts:
+    emoji = dataset("emoji", languages=["en"])
+    chosen = range(0, len(emoji.keys), len(emoji.keys) // 200)[:200]
+    pictures: list[Any] = [emoji.read("image", index) for index in chosen]
+    names = [emoji.read("en", index) for index in chosen]
+    image: Any = create("efficientnet-lite0")
+    text: Any = create("minilm-l6")
+    source = np.concatenate([image.embed(pictures[start : start + 32]) for start in range(0, 200, 32)])
+    target = np.concatenate([text.embed(names[start : start + 64]) for start in range(0, 200, 64)])
+    return Parts(image, text, pictures[:40], source, target)
 
 
 @pytest.fixture(scope="module")
