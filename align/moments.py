@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy.linalg
 
 ROWS = 8192
 """Rows that are converted to float64 at once."""
@@ -92,9 +93,41 @@ class Sums:
 
     @cached_property
     def eigh(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues (r,) of the scatter, not negative, ascending, and eigenvectors (r, r) as columns."""
+        """The scatter's eigenvalues (k,), ascending, and eigenvectors (r, k) as columns.
+
+        Directions without any spread (to rounding) are left out, but at least one is kept: no cross scatter reaches
+        them, so nothing that is fitted from sums depends on them.
+        """
         values, vectors = np.linalg.eigh(self.scatter)
-        return np.maximum(values, 0), vectors
+        first = int(np.searchsorted(values, max(values[-1], 0) * len(values) * np.finfo(np.float64).eps))
+        first = min(first, len(values) - 1)
+        return np.maximum(values[first:], 0), np.ascontiguousarray(vectors[:, first:])
+
+    @cached_property
+    def directions(self) -> np.ndarray:
+        """The eigenvectors (d, k) in the space's own coordinates."""
+        return self.lift(self.eigh[1])
+
+    @cached_property
+    def complement(self) -> np.ndarray:
+        """An orthonormal basis (d, d - r) of what `basis` does not span."""
+        if self.basis is None:
+            return np.empty((self.dimension, 0))
+        whole, _ = scipy.linalg.qr(self.basis, mode="full")
+        return whole[:, self.basis.shape[1] :]
+
+    @cached_property
+    def held_out(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """For each fold, its scatter about the rest's mean, in the rest's eigenvectors (k, k), and the step (r,) there.
+
+        The step leads from the rest's mean to the fold's.
+        """
+        made = []
+        for fold, rest in zip(self.folds, self.rest, strict=True):
+            vectors, step = rest.eigh[1], fold.mean - rest.mean
+            along = vectors.T @ step
+            made.append((vectors.T @ fold.scatter @ vectors + fold.n * np.outer(along, along), step))
+        return tuple(made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +170,24 @@ class Moments:
             self._without(fold, source, target)
             for fold, source, target in zip(self.folds, self.source.rest, self.target.rest, strict=True)
         )
+
+    @cached_property
+    def projected(self) -> np.ndarray:
+        """The cross scatter seen from the source's eigenvectors, in the target's own coordinates (k, d_target)."""
+        return self.target.lift((self.source.eigh[1].T @ self.cross).T).T
+
+    @cached_property
+    def held_out(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """For each fold, seen from the source's eigenvectors over the rest: cross scatter of the rest, and of the fold.
+
+        Both are (k, r_target); the fold's is about the rest's means.
+        """
+        made = []
+        sides = zip(self.folds, self.rest, self.source.held_out, self.target.held_out, strict=True)
+        for fold, rest, (_, x), (_, y) in sides:
+            vectors = rest.source.eigh[1].T
+            made.append((vectors @ rest.cross, vectors @ fold.cross + fold.n * np.outer(vectors @ x, y)))
+        return tuple(made)
 
     def swap(self) -> Moments:
         """The same pair with source and target exchanged; nothing is computed again."""

@@ -529,7 +529,7 @@ def report_run(config: RunConfig, run_id: str, parent: str | None) -> str:
     """Draw the pictures and the HTML report of a kept run, and add them to its MLflow run; gives the report's path."""
     run = load_run(run_id)
     folder = runs_folder() / run_id
-    files = [(picture, "pictures") for picture in report.pictures(run, folder / "pictures")]
+    page = report.html(run, folder)
     page = report.html(run, folder)
     if parent is not None:
         add_artifacts(parent, [*files, (page, "")], tracking_uri=config.mlflow.tracking_uri)

@@ -32,7 +32,7 @@ TASKS = {
     "retrieval": "Retrieval",
     "zero_shot": "Zero-shot classes by prompt",
     "stitching": "Zero-shot stitching",
-    "imagenet_head": "Pretrained ImageNet head",
+    "pretrained_head": "Pretrained head",
 }
 METRICS = {"mrr": "mean reciprocal rank", "median_rank": "median rank, lower is better"}
 BASELINES = ("identity", "shuffled", "native", "chance")
@@ -267,7 +267,7 @@ def _pairs_by_maps(record: Record) -> Figure | None:
     }
     head, row, gap = 1.0, 0.27, 0.36
     left = _room(labels.values(), 8.5)
-    maps = [_drawn(map_, 24) for map_ in record.maps]
+    maps = [_drawn(map_, 30) for map_ in record.maps]
     names = _room(maps, 8.5) * 0.68 + 0.25
     width = (WIDTH - left - names + 0.6) / len(record.splits) - 0.25
     cell = min(width / len(record.maps), 0.8)
@@ -487,7 +487,7 @@ def _scores(record: Record) -> Figure | None:
         for section in sections
     }
     style: dict[str, dict[str, Any]] = {
-        map_: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        map_: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]}
         for i, map_ in enumerate(record.maps)
     }
     rows = {section: 0.1 + 0.06 * max(len(used[section]), 3) for section in sections}

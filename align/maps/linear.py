@@ -42,18 +42,17 @@ class LeastSquares(AffineMap):
         self.rcond = rcond
 
     def _solve(self, moments: Moments) -> None:
-        values, vectors = moments.source.eigh
+        values, _ = moments.source.eigh
         keep = values > values[-1] * self.rcond**2
         if not keep.any():
             raise ValueError("X is constant: all anchors are the same vector, nothing can be fitted")
-        weights = vectors[:, keep] @ ((vectors[:, keep].T @ moments.cross) / values[keep, None])
-        self.matrix_ = _lift(moments, weights)
-        rank = int(keep.sum())
+        shrink = np.where(keep, 1 / np.where(keep, values, 1), 0)
+        self.matrix_ = _solution(moments, shrink)
         self.report_ = {
             "n": moments.n,
-            "rank": rank,
+            "rank": int(keep.sum()),
             "condition_number": float(np.sqrt(values[-1] / values[keep][0])),
-            "explained_variance": _explained(moments, weights),
+            "explained_variance": _explained(moments, shrink),
             "warnings": [
                 f"{moments.n} anchors in {moments.source.dimension} dimensions: the fit interpolates; prefer ridge"
             ]
@@ -104,7 +103,7 @@ class Ridge(AffineMap):
         return fold_numbers(n, self.cv, self.random_state)
 
     def _solve(self, moments: Moments) -> None:
-        values, vectors = moments.source.eigh
+        values, _ = moments.source.eigh
         if values[-1] <= 0:
             raise ValueError("X is constant: all anchors are the same vector, nothing can be fitted")
         if self.alphas is None:
@@ -123,13 +122,14 @@ class Ridge(AffineMap):
             if self.alphas is None and best in (0, len(self.alphas_) - 1):
                 warnings.append("the best alpha lies at the end of the path")
         self.alpha_ = float(self.alphas_[best])
-        weights = vectors @ ((vectors.T @ moments.cross) / (values + self.alpha_)[:, None])
-        self.matrix_ = _lift(moments, weights)
+        shrink = 1 / (values + self.alpha_)
+        self.matrix_ = _solution(moments, shrink)
+        smallest = values[0] if len(values) == moments.source.dimension else 0.0
         self.report_ = {
             "n": moments.n,
             "alpha": self.alpha_,
-            "condition_number": float(np.sqrt((values[-1] + self.alpha_) / (values[0] + self.alpha_))),
-            "explained_variance": _explained(moments, weights),
+            "condition_number": float(np.sqrt((values[-1] + self.alpha_) / (smallest + self.alpha_))),
+            "explained_variance": _explained(moments, shrink),
             "warnings": warnings,
         }
         if len(self.alphas_) > 1:
@@ -138,19 +138,14 @@ class Ridge(AffineMap):
 
     def _cross_validate(self, moments: Moments) -> np.ndarray:
         errors = np.zeros(len(self.alphas_))
-        for fold, rest in zip(moments.folds, moments.rest, strict=True):
-            values, vectors = rest.source.eigh
-            # The fold's sums about the mean of the rest, which is what the fitted intercept subtracts.
-            x, y = fold.source.mean - rest.source.mean, fold.target.mean - rest.target.mean
-            scatter = fold.source.scatter + fold.n * np.outer(x, x)
-            cross = fold.cross + fold.n * np.outer(x, y)
+        sides = zip(moments.folds, moments.rest, moments.held_out, moments.source.held_out, strict=True)
+        for fold, rest, (of_rest, of_fold), (scatter, _) in sides:
+            y = fold.target.mean - rest.target.mean
             total = np.trace(fold.target.scatter) + fold.n * (y @ y)
-            P = vectors.T @ rest.cross
-            linear = np.einsum("ij,ij->i", P, vectors.T @ cross)
-            quadratic = (vectors.T @ scatter @ vectors) * (P @ P.T)
-            for i, alpha in enumerate(self.alphas_):
-                shrink = 1 / (values + alpha)
-                errors[i] += total - 2 * shrink @ linear + shrink @ quadratic @ shrink
+            linear = np.einsum("ij,ij->i", of_rest, of_fold)
+            quadratic = scatter * (of_rest @ of_rest.T)
+            shrink = 1 / (rest.source.eigh[0] + self.alphas_[:, None])
+            errors += total - 2 * shrink @ linear + np.einsum("ai,ai->a", shrink @ quadratic, shrink)
         return errors / moments.n
 
 
@@ -164,13 +159,14 @@ def fold_numbers(n: int, folds: int, random_state: int) -> np.ndarray:
     return np.random.default_rng(random_state).permutation(np.arange(n) % folds)
 
 
-def _lift(moments: Moments, weights: np.ndarray) -> np.ndarray:
-    """Weights (r_source, r_target) in the spaces' own coordinates, (d_source, d_target)."""
-    return moments.source.lift(moments.target.lift(weights.T).T)
+def _solution(moments: Moments, shrink: np.ndarray) -> np.ndarray:
+    """V diag(shrink) V^T C (d_source, d_target), with V the source's eigenvectors and C the cross scatter."""
+    return moments.source.directions @ (shrink[:, None] * moments.projected)
 
 
-def _explained(moments: Moments, weights: np.ndarray) -> float:
-    """Share of the targets' variance that the fitted map explains on its anchors."""
-    total = np.trace(moments.target.scatter)
-    fit = 2 * np.sum(weights * moments.cross) - np.sum(weights * (moments.source.scatter @ weights))
+def _explained(moments: Moments, shrink: np.ndarray) -> float:
+    """Share of the targets' variance that this solution explains on its anchors."""
+    total = float(np.trace(moments.target.scatter))
+    power = np.sum(moments.projected**2, axis=1)
+    fit = power @ (2 * shrink - moments.source.eigh[0] * shrink**2)
     return float(fit / total) if total > 0 else 0.0

@@ -30,15 +30,21 @@ class Procrustes(AffineMap):
         self.center = center
 
     def _solve(self, moments: Moments) -> None:
-        # In the spaces' own coordinates: the directions that no anchor fills must be completed to an orthonormal set.
-        cross = moments.source.lift(moments.target.lift(moments.cross.T).T)
-        left, values, right = np.linalg.svd(cross, full_matrices=False)
+        source, target = moments.source, moments.target
+        d = min(source.dimension, target.dimension)
+        whole = min(moments.cross.shape) < d
+        left, values, right = np.linalg.svd(moments.cross, full_matrices=whole)
         if values[0] <= 0:
             raise ValueError("X or y is constant: all anchors are the same vector, nothing can be fitted")
-        rotation = left @ right
-        basis = moments.source.basis
-        inside = rotation if basis is None else basis.T @ rotation
-        moved = float(np.sum(inside * (moments.source.scatter @ inside)))
+        m = len(values)
+        inside = left[:, :m] @ right[:m]
+        rotation = source.lift(target.lift(inside.T).T)
+        if whole:
+            # The directions that no anchor fills are completed to an orthonormal set, in some way.
+            free_x = np.hstack([source.lift(left[:, m:]), source.complement])[:, : d - m]
+            free_y = np.hstack([target.lift(right[m:].T), target.complement])[:, : d - m]
+            rotation += free_x @ free_y.T
+        moved = float(np.sum(inside * (source.scatter @ inside)))
         self.scale_ = float(values.sum() / moved) if self.scale else 1.0
         self.matrix_ = rotation * self.scale_
         fit = 2 * self.scale_ * values.sum() - self.scale_**2 * moved
@@ -47,8 +53,8 @@ class Procrustes(AffineMap):
             "n": moments.n,
             "rank": rank,
             "explained_variance": float(fit / np.trace(moments.target.scatter)),
-            "warnings": [f"the anchors fix {rank} of {len(values)} directions; the rest of the rotation is arbitrary"]
-            * (rank < len(values)),
+            "warnings": [f"the anchors fix {rank} of {d} directions; the rest of the rotation is arbitrary"]
+            * (rank < d),
         }
 
     def _inverse_matrix(self) -> np.ndarray:

@@ -51,7 +51,7 @@ class CCA(AffineMap):
         *,
         regularisation: float | None = None,
         power: float = 1.0,
-        max_rank: int = 384,
+        max_rank: int = 256,
         cv: int = 5,
         center: bool = True,
         random_state: int = 0,
@@ -152,13 +152,15 @@ class CCA(AffineMap):
     def _held_out_information(self, moments: Moments, grid: tuple[float, ...]) -> np.ndarray:
         """Nats an item (len(grid), K) that each canonical direction adds on held-out folds."""
         sums: list[list[np.ndarray]] = [[] for _ in grid]
-        for fold, rest in zip(moments.folds, moments.rest, strict=True):
-            (values_x, Vx), (values_y, Vy), cross = self._principal(rest)
-            # The fold's sums about the mean of the rest, in the rest's principal coordinates.
-            x, y = fold.source.mean - rest.source.mean, fold.target.mean - rest.target.mean
-            xx = Vx.T @ (fold.source.scatter + fold.n * np.outer(x, x)) @ Vx
-            yy = Vy.T @ (fold.target.scatter + fold.n * np.outer(y, y)) @ Vy
-            xy = Vx.T @ (fold.cross + fold.n * np.outer(x, y)) @ Vy
+        sides = zip(moments.rest, moments.held_out, moments.source.held_out, moments.target.held_out, strict=True)
+        for rest, (of_rest, of_fold), (xx, _), (yy, _) in sides:
+            values_x, values_y, Vy = rest.source.eigh[0], *rest.target.eigh
+            if values_x[-1] <= 0 or values_y[-1] <= 0:
+                raise ValueError("X or y is constant on the anchors of a fold: nothing can be fitted")
+            p, q = min(self.max_rank, len(values_x)), min(self.max_rank, len(values_y))
+            values_x, values_y, Vy = values_x[-p:], values_y[-q:], Vy[:, -q:]
+            cross, xy = of_rest[-p:] @ Vy, of_fold[-p:] @ Vy
+            xx, yy = xx[-p:, -p:], yy[-q:, -q:]
             for of_ridge, regularisation in zip(sums, grid, strict=True):
                 Dx, Dy = self._whitening(rest, values_x, values_y, regularisation)
                 L, _, R = np.linalg.svd(Dx[:, None] * cross * Dy, full_matrices=False)

@@ -139,7 +139,7 @@ def realistic_run() -> dict[str, Any]:
             ("lite2", "lite0"),
             map_,
             "item",
-            "imagenet_head",
+            "pretrained_head",
             "agreement",
             value,
             identity=0.053,
