@@ -530,7 +530,7 @@ def report_run(config: RunConfig, run_id: str, parent: str | None) -> str:
     run = load_run(run_id)
     folder = runs_folder() / run_id
     page = report.html(run, folder)
-    page = report.html(run, folder)
+    files = [(picture, "pictures") for picture in sorted(folder.glob("*.png"))]
     if parent is not None:
         add_artifacts(parent, [*files, (page, "")], tracking_uri=config.mlflow.tracking_uri)
     return str(page)
