@@ -13,7 +13,7 @@ from align.maps import AffineMap, Identity, Map
 from align.moments import Moments, Points
 from align.pair import Split
 from align.rules.prototype import NearestPrototype
-from align.score import Outcomes, Score, Statistic, permutation_p
+from align.score import Outcomes, Score, Statistic, intervals, permutation_p
 from align.tasks import classification, retrieval
 
 Key = tuple[str, str, str]
@@ -27,6 +27,13 @@ class Anchors:
     vectors: np.ndarray
     folds: np.ndarray
     _points: dict[bool, Points] = field(default_factory=dict)
+    _head: classification.Head | None = None
+
+    def head(self, labels: np.ndarray) -> classification.Head:
+        """The classifier trained on these vectors and their labels (n,), once."""
+        if self._head is None:
+            self._head = classification.train_head(self.vectors, labels)
+        return self._head
 
     def points(self, center: bool) -> Points:
         """The sums about the mean (or about zero), taken once."""
@@ -82,7 +89,12 @@ class Evaluation:
 
     @cached_property
     def _head(self) -> classification.Head:
-        return classification.train_head(self.target.vectors, self._labels[self.split.anchors])
+        return self.target.head(self._labels[self.split.anchors])
+
+    @cached_property
+    def _own_decisions(self) -> np.ndarray:
+        assert self.tasks.pretrained_head is not None
+        return self.tasks.pretrained_head.predict(self.held_out_target)
 
     def moments(self, center: bool = True) -> Moments:
         """The anchors' sums, with folds."""
@@ -138,8 +150,7 @@ class Evaluation:
                 predicted = head.predict(queries)
             out["stitching", "accuracy"] = self._hits(predicted)
         if self.tasks.pretrained_head is not None and model.into_target:
-            head_ = self.tasks.pretrained_head
-            same = head_.predict(model.transform(self.held_out_source)) == head_.predict(self.held_out_target)
+            same = self.tasks.pretrained_head.predict(model.transform(self.held_out_source)) == self._own_decisions
             out["pretrained_head", "agreement"] = (same.astype(np.float64), "mean")
         return out
 
@@ -164,9 +175,7 @@ class Evaluation:
             chance |= {("zero_shot", "accuracy"): majority, ("stitching", "accuracy"): majority}
         if self.tasks.pretrained_head is not None and self.tasks.source_head is not None:
             own = self.tasks.source_head.predict(self.held_out_source)
-            native["pretrained_head", "agreement"] = float(
-                np.mean(own == self.tasks.pretrained_head.predict(self.held_out_target))
-            )
+            native["pretrained_head", "agreement"] = float(np.mean(own == self._own_decisions))
         return {"native": native, "chance": chance}
 
     def cross_validate(self, fitted: Map, *, cutoff: int = 10) -> float:
@@ -214,17 +223,21 @@ def pool(
     unit : what `units` are: 'items' or 'groups'.
     """
     flat = [name for seed in units for name in seed]
-    scores, kept = [], {}
-    for key in outcomes[0]:
-        statistic = outcomes[0][key][1]
-        pooled = Outcomes(np.concatenate([seed[key][0] for seed in outcomes]), flat, statistic)
-        low, high = pooled.interval(random_state=random_state)
+    kept = {
+        key: Outcomes(np.concatenate([seed[key][0] for seed in outcomes]), flat, statistic)
+        for key, (_, statistic) in outcomes[0].items()
+    }
+    bounds = intervals(list(kept.values()), random_state=random_state)
+    nulls: dict[str, Mapping[str, np.ndarray]] = {}
+    scores = []
+    for (key, pooled), (low, high) in zip(kept.items(), bounds, strict=True):
         label, task, metric = key
         p_value = None
         if task == "retrieval" and metric.startswith("recall"):
-            first = outcomes[0][label, task, "median_rank"][0]
-            null = retrieval.permutation_null(first.astype(np.int64), random_state=random_state)[metric]
-            p_value = permutation_p(float(outcomes[0][key][0].mean()), null)
+            if label not in nulls:
+                first = outcomes[0][label, task, "median_rank"][0]
+                nulls[label] = retrieval.permutation_null(first.astype(np.int64), random_state=random_state)
+            p_value = permutation_p(float(outcomes[0][key][0].mean()), nulls[label][metric])
         scores.append(
             Score(
                 **names,
@@ -240,5 +253,4 @@ def pool(
                 p_value=p_value,
             )
         )
-        kept[key] = pooled
     return scores, kept

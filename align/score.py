@@ -70,14 +70,35 @@ class Outcomes:
 
     def interval(self, *, level: float = 0.95, replicates: int = 1000, random_state: int = 0) -> tuple[float, float]:
         """The percentile bootstrap interval over units; Wilson's where all outcomes are 0 or all are 1."""
-        codes = _codes(self.units)
-        units = int(codes.max()) + 1
-        if self.statistic == "mean" and set(np.unique(self.values)) in ({0.0}, {1.0}):
-            return wilson(float(self.values[0]) * units, units, level=level)
-        drawn = bootstrap(self.values, codes, self.statistic, replicates=replicates, random_state=random_state)
-        tail = (1 - level) / 2
-        low, high = np.quantile(drawn, [tail, 1 - tail])
-        return float(low), float(high)
+        return intervals([self], level=level, replicates=replicates, random_state=random_state)[0]
+
+
+def intervals(
+    outcomes: Sequence[Outcomes], *, level: float = 0.95, replicates: int = 1000, random_state: int = 0
+) -> list[tuple[float, float]]:
+    """The interval of each of several kinds of outcome of the same items, which are drawn once for all.
+
+    Raises ValueError where the units are not the same.
+    """
+    if any(one.units is not outcomes[0].units and list(one.units) != list(outcomes[0].units) for one in outcomes):
+        raise ValueError("intervals that are drawn together need outcomes of the same items")
+    codes = _codes(outcomes[0].units)
+    units = int(codes.max()) + 1
+    found: list[tuple[float, float]] = [(0.0, 0.0)] * len(outcomes)
+    tail = (1 - level) / 2
+    for statistic in ("mean", "median"):
+        which = []
+        for i, one in enumerate(outcomes):
+            if one.statistic == "mean" == statistic and set(np.unique(one.values)) in ({0.0}, {1.0}):
+                found[i] = wilson(float(one.values[0]) * units, units, level=level)
+            elif one.statistic == statistic:
+                which.append(i)
+        if which:
+            values = np.stack([outcomes[i].values for i in which], axis=1)
+            drawn = bootstrap(values, codes, statistic, replicates=replicates, random_state=random_state)
+            for i, (low, high) in zip(which, np.quantile(drawn, [tail, 1 - tail], axis=0).T, strict=True):
+                found[i] = (float(low), float(high))
+    return found
 
 
 def _codes(units: Sequence[str]) -> np.ndarray:
@@ -87,41 +108,49 @@ def _codes(units: Sequence[str]) -> np.ndarray:
 def bootstrap(
     values: np.ndarray,
     codes: np.ndarray,
-    statistic: Statistic = "mean",
+    statistic: str = "mean",
     *,
     replicates: int = 1000,
     random_state: int = 0,
 ) -> np.ndarray:
-    """Replicates (replicates,) of a statistic when whole units are drawn with replacement.
+    """Replicates of a statistic when whole units are drawn with replacement.
 
     Parameters
     ----------
-    values : (m,) outcomes.
+    values : (m,) outcomes, or (m, k) for k kinds of outcome of the same items, resampled together.
     codes : (m,) the unit of each, numbered from 0 without a gap.
+
+    Returns
+    -------
+    (replicates,), or (replicates, k).
     """
     units = int(codes.max()) + 1
     rng = np.random.default_rng(random_state)
-    out = np.empty(replicates)
-    sums, counts = np.bincount(codes, values, units), np.bincount(codes, minlength=units)
-    order = np.argsort(values, kind="stable")
-    ordered, owners = np.asarray(values, np.float64)[order], codes[order]
+    columns = np.asarray(values, np.float64).reshape(len(values), -1)
+    out = np.empty((replicates, columns.shape[1]))
+    counts = np.bincount(codes, minlength=units).astype(np.float64)
+    sums = np.stack([np.bincount(codes, column, units) for column in columns.T], axis=1)
+    order = np.argsort(columns, axis=0, kind="stable")
     # Blocks bound the memory; integers of 32 bit are drawn twice as fast.
     step = max(1, 2_000_000 // max(units, len(values)))
     for start in range(0, replicates, step):
         rows = slice(start, min(start + step, replicates))
         drawn = rng.integers(0, units, (rows.stop - start, units), dtype=np.int32)
+        if statistic == "mean" and columns.shape[1] == 1:
+            out[rows] = (sums[:, 0][drawn].sum(1) / counts[drawn].sum(1))[:, None]
+            continue
+        cells = drawn + units * np.arange(len(drawn))[:, None]
+        times = np.bincount(cells.ravel(), minlength=units * len(drawn)).reshape(len(drawn), units)
         if statistic == "mean":
-            out[rows] = sums[drawn].sum(1) / counts[drawn].sum(1)
-        elif len(values) == units:
-            out[rows] = np.median(ordered[drawn], axis=1)
-        else:
-            cells = drawn + units * np.arange(len(drawn))[:, None]
-            times = np.bincount(cells.ravel(), minlength=units * len(drawn)).reshape(len(drawn), units)
-            cumulative = np.cumsum(times[:, owners], axis=1)
+            out[rows] = (times @ sums) / (times @ counts)[:, None]
+            continue
+        for column, by_value in enumerate(order.T):
+            ordered = columns[by_value, column]
+            cumulative = np.cumsum(times[:, codes[by_value]], axis=1)
             half = cumulative[:, -1:] / 2
             low, high = (cumulative < half).sum(1), (cumulative <= half).sum(1)
-            out[rows] = (ordered[low] + ordered[high]) / 2
-    return out
+            out[rows, column] = (ordered[low] + ordered[high]) / 2
+    return out[:, 0] if np.ndim(values) == 1 else out
 
 
 def wilson(successes: float, n: int, *, level: float = 0.95) -> tuple[float, float]:

@@ -76,6 +76,7 @@ def run(
     if dry_run:
         _dry_run(loaded, json_)
         return
+    environment.make_home()
     from flows.align_spaces import WATCH, Cancelled, align_spaces, new_run
 
     def stop(*_: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from registry.errors import UserError
 from registry.home import home
 
 
@@ -22,8 +23,21 @@ def prepare() -> None:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "GIT_PYTHON_REFRESH": "quiet",
         "TOKENIZERS_PARALLELISM": "false",
+        # POT would import torch for tensors that it is never given here.
+        "POT_BACKEND_DISABLE_PYTORCH": "1",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     # A kernel chosen for another processor halves the speed of a current OpenBLAS.
     os.environ.pop("OPENBLAS_CORETYPE", None)
+
+
+def make_home() -> None:
+    """Make SUTURE_HOME before Prefect is imported, which makes its own folder there but no parent of it.
+
+    Raises `UserError` where that cannot be.
+    """
+    try:
+        (home() / "prefect").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"SUTURE_HOME={home()} cannot be used: {error.strerror}") from None

@@ -392,7 +392,7 @@ def score(config: RunConfig, kind: str, addresses: list[dict[str, str]]) -> tupl
                 found["shuffled"] = contents[0]["shuffled"][label][at]
             baselines[label, task, metric] = found
         pooled, _ = pool(
-            {"source": source, "target": target, "split": kind}, outcomes, [content["units"] for content in contents],  # type: ignore[arg-type]
+            {"source": source, "target": target, "split": kind}, outcomes, [content["units"] for content in contents],
             baselines, unit="items" if kind == "item" else "groups",
         )  # fmt: skip
         scores += [one.as_dict() for one in pooled]

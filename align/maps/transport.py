@@ -6,7 +6,6 @@ import warnings
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import ot
 from array_api_compat import array_namespace
 
 from align.maps.base import AffineMap, Array, Map, like
@@ -69,6 +68,8 @@ class OptimalTransport(Map):
             raise ValueError(f"init must be 'identity' or 'procrustes', got {self.init!r}")
         if self.reg < 0:
             raise ValueError(f"reg must not be negative, got {self.reg}")
+        import ot  # here, because it takes seconds and few who import the maps transport anything
+
         X, Y = self._check_fit(X, Y)
         if self.init == "procrustes":
             if len(X) != len(Y):
@@ -203,6 +204,8 @@ class GromovWasserstein(AffineMap):
         """Fit on unpaired clouds X (n, d_source) and Y (m, d_target). Raises ValueError for constant clouds."""
         if self.reg < 0:
             raise ValueError(f"reg must not be negative, got {self.reg}")
+        import ot  # here, because it takes seconds and few who import the maps transport anything
+
         X, Y = self._check_fit(X, Y)
         rng = np.random.default_rng(self.random_state)
         X, Y = (Z if len(Z) <= self.max_points else Z[rng.choice(len(Z), self.max_points, False)] for Z in (X, Y))

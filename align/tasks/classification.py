@@ -36,7 +36,7 @@ class LinearHead:
         return np.argmax(X @ self.weight.T + self.bias, axis=1)
 
 
-def train_head(X: np.ndarray, labels: Sequence[str]) -> Head:
+def train_head(X: np.ndarray, labels: Sequence[str] | np.ndarray) -> Head:
     """A ridge classifier on vectors X (n, d), its penalty chosen by leave-one-out on them (closed form).
 
     Penalties are tried relative to the mean eigenvalue of the scatter. Raises ValueError for fewer than two classes.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from align.score import Outcomes, Score, bootstrap, paired_test, permutation_p, wilson
+from align.score import Outcomes, Score, bootstrap, intervals, paired_test, permutation_p, wilson
 
 
 @given(st.integers(1, 400), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
@@ -68,12 +68,7 @@ def test_bootstrap_medians_are_medians(owners: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     units = codes.max() + 1
     for found, row in zip(drawn, rng.integers(0, units, (20, units), dtype=np.int32), strict=True):
-        # The order of units does not matter, and where each owns one value the draw is of sorted values.
-        source = (
-            [np.sort(values)[unit : unit + 1] for unit in row]
-            if len(values) == units
-            else [values[codes == u] for u in row]
-        )
+        source = [values[codes == u] for u in row]
         assert found == np.median(np.concatenate(source))
 
 
@@ -172,3 +167,19 @@ def test_outcomes() -> None:
 def test_score_is_plain_data() -> None:
     score = Score("a", "b", "ridge", "item", "retrieval", "mrr", 0.5, 0.4, 0.6, 10, baselines={"chance": 0.1})
     assert Score(**json.loads(json.dumps(score.as_dict()))) == score
+
+
+def test_intervals_drawn_together_are_those_drawn_alone() -> None:
+    rng = np.random.default_rng(3)
+    units = [f"u{i}" for i in rng.integers(0, 40, 90)]
+    outcomes = [
+        Outcomes((rng.random(90) < 0.3).astype(float), units),
+        Outcomes(rng.random(90), units, "median"),
+        Outcomes(np.ones(90), units),
+        Outcomes(rng.random(90), units),
+    ]
+    together = intervals(outcomes, random_state=1)
+    for one, found in zip(outcomes, together, strict=True):
+        np.testing.assert_allclose(found, one.interval(random_state=1), rtol=1e-12)
+    with pytest.raises(ValueError, match="same items"):
+        intervals([outcomes[0], Outcomes(np.ones(2), ["a", "b"])])
