@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,6 +30,7 @@ class Sums:
         the items (ridge, least norm, CCA) are the same in either coordinates, and far cheaper in the small ones.
     origin : (d,), the point that was subtracted before; the mean in the space's own coordinates is
         origin + basis @ mean.
+    diagonal : whether the coordinates are the scatter's own axes, so that it is diagonal, ascending.
     centred : False for sums taken about zero instead of the mean (`mean` and `origin` are then zero), for
         maps without an intercept.
     folds : the same of each cross-validation fold's items.
@@ -42,6 +43,7 @@ class Sums:
     basis: np.ndarray | None = None
     centred: bool = True
     folds: tuple[Sums, ...] = ()
+    diagonal: bool = False
 
     @property
     def dimension(self) -> int:
@@ -98,6 +100,8 @@ class Sums:
         Directions without any spread (to rounding) are left out, but at least one is kept: no cross scatter reaches
         them, so nothing that is fitted from sums depends on them.
         """
+        if self.diagonal:
+            return np.diag(self.scatter).copy(), np.eye(len(self.scatter))
         values, vectors = np.linalg.eigh(self.scatter)
         first = int(np.searchsorted(values, max(values[-1], 0) * len(values) * np.finfo(np.float64).eps))
         first = min(first, len(values) - 1)
@@ -106,7 +110,7 @@ class Sums:
     @cached_property
     def directions(self) -> np.ndarray:
         """The eigenvectors (d, k) in the space's own coordinates."""
-        return self.lift(self.eigh[1])
+        return self.basis if self.diagonal and self.basis is not None else self.lift(self.eigh[1])
 
     @cached_property
     def complement(self) -> np.ndarray:
@@ -174,7 +178,8 @@ class Moments:
     @cached_property
     def projected(self) -> np.ndarray:
         """The cross scatter seen from the source's eigenvectors, in the target's own coordinates (k, d_target)."""
-        return self.target.lift((self.source.eigh[1].T @ self.cross).T).T
+        seen = self.cross if self.source.diagonal else self.source.eigh[1].T @ self.cross
+        return self.target.lift(seen.T).T
 
     @cached_property
     def held_out(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
@@ -255,6 +260,20 @@ def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return out
 
 
+def _span(x: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The thin singular value decomposition of rows x (n, d), n <= d, without what is rounding in `dtype`.
+
+    Singular values (k,), ascending, right vectors (d, k) and left vectors (n, k), from the n x n products.
+    """
+    values, left = np.linalg.eigh(x @ x.T)
+    keep = values > max(values[-1], 0) * len(x) * np.finfo(np.float64).eps * 10
+    if dtype == np.float32:
+        keep &= values > values[-1] * np.finfo(np.float32).eps ** 2 * len(x)
+    keep[-1] |= not keep.any()
+    roots = np.sqrt(np.maximum(values[keep], np.finfo(np.float64).tiny))
+    return roots, x.T @ (left[:, keep] / roots), left[:, keep]
+
+
 @dataclass(frozen=True, eq=False)
 class Points:
     """One space's anchors with their sums, ready to be paired with any other space's on the same items.
@@ -282,17 +301,11 @@ class Points:
         origin *= center
         if n <= d:
             x = X - origin
-            values, vectors = np.linalg.eigh(x @ x.T)
-            keep = values > max(values[-1], 0) * n * np.finfo(np.float64).eps * 10
-            if X.dtype == np.float32:
-                keep &= values > values[-1] * np.finfo(np.float32).eps ** 2 * n
-            keep[-1] |= not keep.any()
-            roots = np.sqrt(np.maximum(values[keep], np.finfo(np.float64).tiny))
-            basis = x.T @ (vectors[:, keep] / roots)
-            X = vectors[:, keep] * roots
+            roots, basis, vectors = _span(x, X.dtype)
+            X = vectors * roots
         if folds is None:
             sums, x = _sums(X, origin, basis, center)
-            return cls(sums, (x,))
+            return cls(replace(sums, diagonal=basis is not None), (x,))
         counts = np.bincount(folds)
         if not counts.all():
             raise ValueError(f"fold {int(np.argmin(counts))} is empty: folds must be numbered from 0 without a gap")
@@ -301,9 +314,13 @@ class Points:
         for sums, _ in made[1:]:
             total = total + sums
         parts = tuple(x for _, x in made)
-        return cls(
-            Sums(total.n, total.mean, total.scatter, origin, basis, center, tuple(sums for sums, _ in made)), parts
-        )
+        whole = replace(total, folds=tuple(sums for sums, _ in made), diagonal=basis is not None)
+        for fold, rest in enumerate(whole.rest if basis is not None else ()):
+            # The rest of the folds spans less still: its few items give the eigenvectors at a fraction of the cost.
+            rows = X[folds != fold]
+            roots, vectors, _ = _span(rows - rows.mean(0) if center else rows, X.dtype)
+            rest.__dict__["eigh"] = roots**2, vectors
+        return cls(whole, tuple(x for _, x in made))
 
     def with_target(self, target: Points) -> Moments:
         """The moments of this space and another on the same items, split into the same folds."""

@@ -148,7 +148,7 @@ def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
             with steps.timed(timings, f"embed {name}"):
                 keys[name] = embed_space(config, name)
         prompts = {name: embed_prompts(config, name) for name in prompted}
-    splits = [(kind, seed) for kind in config.splits.kinds for seed in config.splits.seeds]
+    splits = config.splits.all
     candidates = steps.candidates(config)
     WATCH.total("fit", len(candidates))
     WATCH.total("evaluate", len(splits) * len(config.pairs))

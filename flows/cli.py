@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,7 +79,10 @@ def run(
         return
     environment.make_home()
     from flows.align_spaces import WATCH, Cancelled, align_spaces, new_run
+    from registry.record import warm_up
 
+    # Prefect's server takes seconds to start in its own process; MLflow gets ready in the meantime.
+    threading.Thread(target=warm_up, args=(loaded.mlflow.tracking_uri,), daemon=True).start()
     def stop(*_: Any) -> None:
         if WATCH.stop.is_set():
             raise KeyboardInterrupt

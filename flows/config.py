@@ -58,9 +58,14 @@ class SplitConfig(_Strict):
     """How items are held out."""
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    kinds: tuple[Literal["item", "group"], ...] = ("item",)
-    seeds: tuple[int, ...] = (0,)
+    seeds: dict[Literal["item", "group"], tuple[int, ...]] = {"item": (0,)}
+    """The seeds of each kind of split: items drawn one by one, or whole groups. The champion is fitted on the first."""
     folds: Annotated[int, Field(ge=2)] = 5
+
+    @property
+    def all(self) -> list[tuple[str, int]]:
+        """Every split, as (kind, seed)."""
+        return [(kind, seed) for kind, seeds in self.seeds.items() for seed in seeds]
 
 
 class ZeroShotConfig(_Strict):
@@ -142,7 +147,7 @@ class RunConfig(_Strict):
         for what, names in (("pair", self.pairs), ("map label", [of_map.label for of_map in self.maps])):
             if twice := next((name for name in names if list(names).count(name) > 1), None):
                 raise UserError(f"{what} {twice!r} is given twice")
-        if not self.pairs or not self.maps or not self.splits.kinds or not self.splits.seeds:
+        if not self.pairs or not self.maps or not self.splits.seeds or not all(self.splits.seeds.values()):
             raise UserError("a run needs at least one pair, one map, one kind of split and one seed")
         return self
 

@@ -48,14 +48,13 @@ def plan(config: RunConfig) -> dict[str, Any]:
             }
         )  # fmt: skip
     results = ResultStore()
-    wanted = len(config.pairs) * len(config.splits.kinds) * len(config.splits.seeds)
+    wanted = len(config.pairs) * len(config.splits.all)
     stored = 0
     if all(space["stored"] for space in spaces):
         prompts = {name: steps.prompts_key(config, name) for name in steps.prompt_targets(config)}
-        for kind in config.splits.kinds:
-            for seed in config.splits.seeds:
-                found = steps.evaluation_keys(config, kind, seed, keys, prompts).values()
-                stored += sum(key in results for key in found)
+        for kind, seed in config.splits.all:
+            found = steps.evaluation_keys(config, kind, seed, keys, prompts).values()
+            stored += sum(key in results for key in found)
     todo = [space for space in spaces if not space["stored"]]
     seconds = START + sum(space["seconds"] for space in todo) + (wanted - stored) * SECONDS_A_PAIR
     return {

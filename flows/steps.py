@@ -243,7 +243,7 @@ def fit(config: RunConfig, source: str, target: str, keys: dict[str, str]) -> st
 
     Gives the address of {map label: cross-validated recall at 10}; the maps lie beside it, see `map_folder`.
     """
-    kind, seed = config.splits.kinds[0], config.splits.seeds[0]
+    kind, seed = config.splits.all[0]
     dataset = dataset_of(config)
     maps = [m for m in config.maps_for(source, target) if m.make().paired and m.label == m.map]
     key = address(
@@ -293,7 +293,7 @@ def evaluation_keys(
             {
                 "step": "evaluate", "spaces": [keys[source], keys[target]], "prompts": prompts.get(target),
                 "maps": [m.model_dump(exclude={"pairs"}) for m in config.maps_for(source, target)],
-                "splits": [kind, seed, config.splits.held_out, config.splits.folds], "shuffled": _shuffles(config, seed),
+                "splits": [kind, seed, config.splits.held_out, config.splits.folds], "shuffled": _shuffles(config, kind, seed),
                 "data": _data_digest(dataset), "stitching": config.stitching, "heads": config.pretrained_heads,
                 "zero_shot": config.zero_shot and config.zero_shot.model_dump(),
             }
@@ -302,8 +302,8 @@ def evaluation_keys(
     }  # fmt: skip
 
 
-def _shuffles(config: RunConfig, seed: int) -> bool:
-    return seed == config.splits.seeds[0]
+def _shuffles(config: RunConfig, kind: str, seed: int) -> bool:
+    return (kind, seed) == config.splits.all[0]
 
 
 def evaluate(
@@ -311,7 +311,7 @@ def evaluate(
 ) -> dict[str, str]:
     """Fit and judge every map of every pair on one split; gives the address of each pair's outcomes.
 
-    Pairs that are kept already are not computed again. The shuffled baseline is fitted on the first seed.
+    Pairs that are kept already are not computed again. The shuffled baseline is fitted on the first split alone.
     """
     results = ResultStore()
     wanted = evaluation_keys(config, kind, seed, keys, prompts)
@@ -346,7 +346,7 @@ def _outcomes(
         for (task, metric), (values, how) in evaluation.judge(fitted).items():
             arrays[f"{m.label}\t{task}\t{metric}"] = values.astype(np.float32)
             statistics[f"{task}/{metric}"] = how
-        if fitted.paired and _shuffles(config, bench.seed):
+        if fitted.paired and _shuffles(config, bench.kind, bench.seed):
             judged = evaluation.judge(evaluation.fit_shuffled(fitted)).items()
             shuffled[m.label] = {"/".join(k): float(getattr(np, how)(v)) for k, (v, how) in judged}
     held_out = [pair.keys[row] for row in evaluation.split.held_out]
@@ -434,7 +434,7 @@ def summarise(config: RunConfig, run: dict[str, Any], addresses: dict[str, Any])
     scores: list[dict[str, Any]] = []
     pairs: dict[str, dict[str, Any]] = {}
     splits: dict[tuple[str, int], dict[str, Any]] = {}
-    for kind in config.splits.kinds:
+    for kind in config.splits.seeds:
         of_kind = [(seed, found) for one, seed, found in addresses["evaluate"] if one == kind]
         made, details = score(config, kind, [found for _, found in of_kind])
         scores += made
@@ -564,7 +564,7 @@ def projection(config: RunConfig, best: dict[str, Any], keys: dict[str, str]) ->
     """Held-out items of a pair in two dimensions, before and after the map, by principal components."""
     bench = Workbench(
         config, {name: keys[name] for name in (best["source"], best["target"])}, {},
-        config.splits.kinds[0], config.splits.seeds[0],
+        *config.splits.all[0],
     )  # fmt: skip
     evaluation, _ = bench.evaluation(best["source"], best["target"])
     if evaluation.tasks.labels is None:

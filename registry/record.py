@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,12 @@ def client(uri: str | None = None) -> MlflowClient:
     if uri == default_tracking_uri():
         (home() / "mlflow").mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri)
+
+
+def warm_up(uri: str | None = None) -> None:
+    """Import MLflow and make the default database, so that recording later need not wait; never fails."""
+    with suppress(Exception):
+        client(uri).search_experiments(max_results=1)
 
 
 def _experiment(mlflow: MlflowClient, name: str, uri: str) -> str:

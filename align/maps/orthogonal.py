@@ -44,7 +44,9 @@ class Procrustes(AffineMap):
             free_x = np.hstack([source.lift(left[:, m:]), source.complement])[:, : d - m]
             free_y = np.hstack([target.lift(right[m:].T), target.complement])[:, : d - m]
             rotation += free_x @ free_y.T
-        moved = float(np.sum(inside * (source.scatter @ inside)))
+        # All of x is moved where no direction of the source is left out.
+        kept = m == len(source.scatter)
+        moved = float(np.trace(source.scatter) if kept else np.sum(inside * (source.scatter @ inside)))
         self.scale_ = float(values.sum() / moved) if self.scale else 1.0
         self.matrix_ = rotation * self.scale_
         fit = 2 * self.scale_ * values.sum() - self.scale_**2 * moved

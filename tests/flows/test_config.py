@@ -50,7 +50,7 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
         ({"spacess": {}}, "unknown key 'spacess'. Did you mean 'spaces'"),
         ({"splits": {"seed": [1]}}, "unknown key 'seed'. Did you mean 'seeds'.*in splits"),
         ({"splits": {"held_out": 1.5}}, "splits.held_out: .*less than 1"),
-        ({"splits": {"kinds": ["items"]}}, "splits.kinds"),
+        ({"splits": {"seeds": {"items": [0]}}}, "splits.seeds"),
         ({"pairs": [["pixels", "glov"]]}, "unknown space in pairs 'glov'. Did you mean 'glove'"),
         ({"pairs": [["pixels", "glove"], ["pixels", "glove"]]}, "given twice"),
         ({"maps": ["ridge", "ridge"]}, "'ridge' is given twice"),
