@@ -313,7 +313,6 @@ class Points:
         total = made[0][0]
         for sums, _ in made[1:]:
             total = total + sums
-        parts = tuple(x for _, x in made)
         whole = replace(total, folds=tuple(sums for sums, _ in made), diagonal=basis is not None)
         for fold, rest in enumerate(whole.rest if basis is not None else ()):
             # The rest of the folds spans less still: its few items give the eigenvectors at a fraction of the cost.

@@ -1,6 +1,6 @@
 """The quickstart twice, as a newcomer runs it: wall time by phase, and peak memory of the whole process tree.
 
-    python -m benchmarks.quickstart [--json results.json]
+python -m benchmarks.quickstart [--json results.json]
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ def register_champion(config: RunConfig, run_id: str, parent: str) -> str | None
     return steps.register_champion(config, run_id, parent)
 
 
-@task(task_run_name="report {run_id}", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=3, retry_condition_fn=_retry)
+@task(
+    task_run_name="report {run_id}", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=3, retry_condition_fn=_retry
+)
 def report_run(config: RunConfig, run_id: str, parent: str | None) -> str:
     return steps.report_run(config, run_id, parent)
 
@@ -128,7 +130,12 @@ def new_run(config: RunConfig) -> dict[str, Any]:
     }
 
 
-@flow(name="align-spaces", flow_run_name="{run[id]}", task_runner=ThreadPoolTaskRunner(max_workers=WORKERS), validate_parameters=False)  # type: ignore[arg-type]
+@flow(
+    name="align-spaces",
+    flow_run_name="{run[id]}",
+    task_runner=ThreadPoolTaskRunner(max_workers=WORKERS),  # type: ignore[arg-type]
+    validate_parameters=False,
+)
 def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
     """Align the configured spaces, score the maps, record the run; gives the run's id.
 

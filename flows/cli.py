@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -67,7 +68,9 @@ def _print_json(content: Any) -> None:
 @app.command(epilog="Example: suture run configs/quickstart.yaml --dry-run")
 def run(
     config: Annotated[Path | None, typer.Argument(help="A YAML file; the quickstart where none is given.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be computed, how long and how large, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Say what would be computed, how long and how large, and stop.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Embed, fit, evaluate, and record a run; what is stored already is not computed again."""
@@ -83,6 +86,7 @@ def run(
 
     # Prefect's server takes seconds to start in its own process; MLflow gets ready in the meantime.
     threading.Thread(target=warm_up, args=(loaded.mlflow.tracking_uri,), daemon=True).start()
+
     def stop(*_: Any) -> None:
         if WATCH.stop.is_set():
             raise KeyboardInterrupt
@@ -90,7 +94,13 @@ def run(
         err.print("stopping after the current batch; what is finished is kept (again to stop at once)")
 
     started = new_run(loaded)
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with Progress(*columns, console=err, disable=json_ or not err.is_terminal) as progress:
@@ -136,7 +146,9 @@ def _show_run(run_id: str, json_: bool) -> None:
 
     made = load_run(run_id)
     if json_:
-        _print_json({"run": run_id, "seconds": made["seconds"], "timings": made["timings"], "champion": made["champion"]})
+        _print_json(
+            {"run": run_id, "seconds": made["seconds"], "timings": made["timings"], "champion": made["champion"]}
+        )
         return
     _score_table(made, None, None, False)
     best = made["champion"]
@@ -266,44 +278,108 @@ def show(
         if given is not None and given not in valid:
             raise unknown(key, given, valid)
     if json_:
-        _print_json([s for s in kept["scores"] if (task is None or s["task"] == task) and (split is None or s["split"] == split)])
+        _print_json(
+            [
+                s
+                for s in kept["scores"]
+                if (task is None or s["task"] == task) and (split is None or s["split"] == split)
+            ]
+        )
         return
     _score_table(kept, task, split, all_)
 
 
 def _score_table(run: dict[str, Any], task: str | None, split: str | None, every: bool) -> None:
+    scores = [s for s in run["scores"] if task in (None, s["task"]) and split in (None, s["split"])]
+    if every or task or split:
+        _long_table(run, scores)
+    else:
+        _short_table(run, scores)
+
+
+def _digits(score: dict[str, Any], value: float) -> str:
+    return f"{value:.1f}" if score["metric"] == "median_rank" else f"{value:.3f}"
+
+
+def _short_table(run: dict[str, Any], scores: list[dict[str, Any]]) -> None:
+    """One row a pair and map: its headline retrieval and its classification, by split, and what they are held against."""
     modality = {space["name"]: space["modality"] for space in run["spaces"]}
     controls = {space["name"] for space in run["spaces"] if space["control"]}
-
-    def headline(score: dict[str, Any]) -> bool:
-        if score["task"] != "retrieval":
-            return True
+    kinds = list(dict.fromkeys(split["kind"] for split in run["splits"]))
+    found: dict[tuple[str, str, str], dict[tuple[str, str], dict[str, Any]]] = {}
+    for score in scores:
         across = modality[score["source"]] != modality[score["target"]]
-        return bool(score["metric"] == ("recall_at_10" if across else "recall_at_1"))
-
-    table = Table(
-        "pair", "map", "split", "metric", "value", "95 % interval", "identity", "shuffled", "native", "chance", "n",
-        title=f"run {run['id']}", title_justify="left",
-    )  # fmt: skip
-    last = None
-    for score in run["scores"]:
-        if task not in (None, score["task"]) or split not in (None, score["split"]) or not (every or headline(score)):
+        if score["task"] == "retrieval" and score["metric"] != ("recall_at_10" if across else "recall_at_1"):
             continue
+        task = "classes" if score["task"] in ("zero_shot", "stitching") else score["task"]
+        found.setdefault((score["source"], score["target"], score["map"]), {})[task, score["split"]] = score
+    table = Table(title=f"run {run['id']}: value [95 % interval] on held-out items", title_justify="left")
+    for column in ("pair", "map", *(f"retrieval, {kind} split" for kind in kinds), "shuffled"):
+        table.add_column(column)
+    for column in (*(f"classes, {kind} split" for kind in kinds), "shuffled", "native"):
+        table.add_column(column)
+    last = None
+    for (source, target, label), of_task in found.items():
+        pair = f"{source} -> {target}" + (" (control)" if {source, target} & controls else "")
+        if last is not None and pair != last:
+            table.add_section()
+        cells = []
+        for task, baselines in (("retrieval", ("shuffled",)), ("classes", ("shuffled", "native"))):
+            for kind in kinds:
+                cells.append(_cell(of_task.get((task, kind))))
+            first = of_task.get((task, kinds[0]))
+            cells += [f"{first['baselines'][b]:.3f}" if first and b in first["baselines"] else "" for b in baselines]
+        table.add_row(pair if pair != last else "", label, *(escape(cell) for cell in cells))
+        last = pair
+    _wide(table, 190)
+    out.print(
+        "R@k: the true partner is among the k nearest. classes: zero-shot by prompts (text targets), or a head trained "
+        "in the target space and fed with mapped vectors. shuffled: the same map on wrong pairs. native: the target's own.",
+        style="dim",
+    )
+
+
+def _cell(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    name = {"recall_at_1": "R@1 ", "recall_at_10": "R@10 "}.get(score["metric"], "")
+    return f"{name}{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]"
+
+
+def _long_table(run: dict[str, Any], scores: list[dict[str, Any]]) -> None:
+    """One row a score, with every baseline."""
+    baselines = ("identity", "shuffled", "native", "chance")
+    table = Table(
+        "pair",
+        "map",
+        "split",
+        "task",
+        "metric",
+        "value",
+        "95 % interval",
+        *baselines,
+        "p",
+        "n",
+        title=f"run {run['id']}",
+    )
+    last = None
+    for score in scores:
         pair = f"{score['source']} -> {score['target']}"
         if pair != last and last is not None:
             table.add_section()
-        mark = " (control)" if {score["source"], score["target"]} & controls else ""
-        digits = 1 if score["metric"] == "median_rank" else 3
         table.add_row(
-            pair + mark if pair != last else "", score["map"], score["split"],
-            score["metric"] if score["task"] == "retrieval" else f"{score['task']} {score['metric']}",
-            f"[bold]{score['value']:.{digits}f}[/bold]", f"{score['low']:.{digits}f} - {score['high']:.{digits}f}",
-            *(f"{score['baselines'][name]:.{digits}f}" if name in score["baselines"] else "" for name in ("identity", "shuffled", "native", "chance")),
-            f"{score['n']} {score['unit']}",
+            pair if pair != last else "", score["map"], score["split"], score["task"], score["metric"],
+            _digits(score, score["value"]), f"{_digits(score, score['low'])} - {_digits(score, score['high'])}",
+            *(_digits(score, score["baselines"][name]) if name in score["baselines"] else "" for name in baselines),
+            "" if score["p_value"] is None else f"{score['p_value']:.3f}", f"{score['n']} {score['unit']}",
         )  # fmt: skip
         last = pair
-    wide = out if out.is_terminal else Console(width=170)
-    wide.print(table)
+    _wide(table, 170)
+
+
+def _wide(table: Table, width: int) -> None:
+    """Print a table as wide as it needs where nobody's terminal would wrap it."""
+    (out if out.is_terminal else Console(width=width)).print(table)
 
 
 @app.command(epilog="Example: suture ui --port 5001")
@@ -341,7 +417,9 @@ def fit(
     target: Annotated[Path, typer.Argument(help="Vectors of the same items in the other space.")],
     out_: Annotated[Path, typer.Option("--out", "-o", help="The folder to save the map in.")],
     map_: Annotated[str, typer.Option("--map", help="One of  suture list maps.")] = "ridge",
-    param: Annotated[list[str] | None, typer.Option(help="name=value, a constructor argument; may be repeated.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(help="name=value, a constructor argument; may be repeated.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Fit a map between two files of vectors; rows are paired by their keys where both files have keys."""

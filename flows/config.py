@@ -189,5 +189,7 @@ def _one_line(error: ValidationError) -> str:
     where = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         model = _MODELS.get(where[0], RunConfig) if len(where) > 1 else RunConfig
-        return str(unknown("key", where[-1], model.model_fields)) + (f" (in {'.'.join(where[:-1])})" if where[1:] else "")
+        return str(unknown("key", where[-1], model.model_fields)) + (
+            f" (in {'.'.join(where[:-1])})" if where[1:] else ""
+        )
     return f"{'.'.join(where)}: {first['msg']}"

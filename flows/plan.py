@@ -26,7 +26,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     """
     store = steps.store()
     measured: dict[str, float] = {}
-    for key in store.keys():
+    for key in store.entries():
         manifest = store.manifest(key)
         if manifest["details"].get("seconds") and manifest["rows"] >= 100:
             measured[manifest["identity"]["encoder"]] = manifest["rows"] / manifest["details"]["seconds"]

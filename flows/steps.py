@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from align import Pair, Space, Split, load_map
+from align import Pair, Split, load_map
 from align.evaluation import Anchors, Evaluation, Tasks, pool
 from align.maps import Identity
 from align.measures.matrix import similarity_matrices
 from align.pair import split as split_items
-from align.score import Outcomes
 from align.tasks.classification import LinearHead
 from flows.config import RunConfig, SpaceConfig
 from registry import datasets, encoders, report
@@ -415,9 +414,7 @@ def compare(config: RunConfig, keys: dict[str, str]) -> str:
         common = [item for item in first.keys if all(item in other.position for other in others)]
         if len(common) < 4:
             return results.put(key, {"spaces": [], "items": len(common)})
-        rows = {
-            name: space.take(np.array([space.position[item] for item in common])) for name, space in spaces.items()
-        }
+        rows = {name: space.take(np.array([space.position[item] for item in common])) for name, space in spaces.items()}
         matrices = similarity_matrices(rows)
         content = {name: matrix.round(6).tolist() for name, matrix in matrices.items()}
         chance = min(10, len(common) - 1) / (len(common) - 1)

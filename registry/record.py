@@ -133,7 +133,9 @@ def _log(mlflow: MlflowClient, run_id: str, metrics: dict[str, float], params: d
     made = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
     given = [Param(name, str(value)[:5900]) for name, value in params.items()]
     for start in range(0, max(len(made), len(given), 1), 900):
-        mlflow.log_batch(run_id, metrics=made[start : start + 900], params=given[start : start + 90 if start == 0 else 0])
+        mlflow.log_batch(
+            run_id, metrics=made[start : start + 900], params=given[start : start + 90 if start == 0 else 0]
+        )
 
 
 def _log_parent(mlflow: MlflowClient, run_id: str, run: dict[str, Any]) -> None:
@@ -154,8 +156,23 @@ def _log_parent(mlflow: MlflowClient, run_id: str, run: dict[str, Any]) -> None:
     if run["champion"]:
         metrics["champion/cross-validated recall_at_10"] = run["champion"]["value"]
     _log(mlflow, run_id, metrics, params)
+    mlflow.set_tag(run_id, "mlflow.note.content", _note(run))
     mlflow.log_text(run_id, yaml.safe_dump(run["config"], sort_keys=False), "config.yaml")
     mlflow.log_dict(run_id, run, "run.json")
+
+
+def _note(run: dict[str, Any]) -> str:
+    """What the run's page says first, in Markdown."""
+    lines = [
+        f"{len(run['spaces'])} spaces of *{run['dataset']['name']}*, {len(run['pairs'])} pairs. See **report.html** below."
+    ]
+    if best := run["champion"]:
+        lines.append(
+            f"Champion by cross-validation on the anchors: **{best['source']} -> {best['target']}** by **{best['map']}** "
+            f"({best['metric']} {best['value']:.3f})."
+        )
+    lines += [f"Note: {note}" for note in run["notes"]]
+    return "\n\n".join(lines)
 
 
 def _log_pair(mlflow: MlflowClient, run_id: str, run: dict[str, Any], pair: dict[str, Any]) -> None:
@@ -174,7 +191,8 @@ def _log_pair(mlflow: MlflowClient, run_id: str, run: dict[str, Any], pair: dict
     for side in ("source", "target"):
         space = spaces[pair[side]]
         params |= {f"{side}": space["name"]} | {
-            f"{side}/{key}": space[key] for key in ("encoder", "modality", "column", "dimension", "weights", "data", "licence")
+            f"{side}/{key}": space[key]
+            for key in ("encoder", "modality", "column", "dimension", "weights", "data", "licence")
         }
     _log(mlflow, run_id, metrics, params)
     mlflow.log_dict(run_id, pair["reports"], "map_reports.json")

@@ -81,7 +81,7 @@ class EmbeddingStore:
     def __contains__(self, key: str) -> bool:
         return (self.folder(key) / "manifest.json").is_file()
 
-    def keys(self) -> Iterator[str]:
+    def entries(self) -> Iterator[str]:
         """The keys of all finished entries."""
         for manifest in sorted(self.root.glob(f"v{FORMAT}/??/*/manifest.json")):
             yield manifest.parent.name

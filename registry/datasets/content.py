@@ -46,9 +46,7 @@ def classes(dataset: str, column: str, keys: Sequence[str], values: Iterable[obj
     found = []
     for key, value in zip(keys, values, strict=True):
         if value is None or value == "":
-            raise errors.UserError(
-                f"data set '{dataset}': item '{key}' has no value in the column '{column}'"
-            )
+            raise errors.UserError(f"data set '{dataset}': item '{key}' has no value in the column '{column}'")
         found.append(str(value))
     return found
 

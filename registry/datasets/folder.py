@@ -30,9 +30,7 @@ class Folder:
             for folder in sorted(self._root.iterdir())
             if self._inside(folder).is_dir() and not folder.name.startswith(".")
             for file in sorted(folder.iterdir())
-            if file.suffix.lower() in SUFFIXES
-            and not file.name.startswith(".")
-            and self._inside(file).is_file()
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and self._inside(file).is_file()
         ]
         if not files:
             raise errors.UserError(f"no images in {path}: they are looked for as class/image.png inside it")
@@ -60,11 +58,7 @@ class Folder:
         """The picture, or the name of its class. Raises `BadItem` if the file cannot be read or decoded."""
         content.check_column(self.name, column, self.columns)
         key = self.keys[index]
-        return (
-            decode(key, self._bytes(key))
-            if column == "image"
-            else content.text(key, _words(self.labels[index]))
-        )
+        return decode(key, self._bytes(key)) if column == "image" else content.text(key, _words(self.labels[index]))
 
     def _bytes(self, key: str) -> bytes:
         try:

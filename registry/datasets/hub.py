@@ -74,9 +74,7 @@ class Hub:
                     f"data set '{self.name}': column '{image}' is not of images but {loaded.features[image]}"
                 ) from error
         self.keys = (
-            ["" if k is None else str(k) for k in _values(loaded, key)]
-            if key
-            else list(map(str, range(len(loaded))))
+            ["" if k is None else str(k) for k in _values(loaded, key)] if key else list(map(str, range(len(loaded))))
         )
         content.check_keys(self.name, self.keys)
         self.labels = content.classes(self.name, label, self.keys, _values(loaded, label)) if label else None
@@ -112,9 +110,7 @@ class Hub:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise errors.UserError(f"data set 'hub': limit must be a whole number above 0, not {limit!r}")
         if path in _UNSAFE:
-            raise errors.UserError(
-                f"data set 'hub': the builder '{path}' runs code from its files; use parquet"
-            )
+            raise errors.UserError(f"data set 'hub': the builder '{path}' runs code from its files; use parquet")
         folder = _folder(path)
         if folder is None and (path.startswith((".", "/", "~")) or path.count("/") > 1):
             raise errors.UserError(f"data set 'hub': there is no folder {path}")
@@ -137,9 +133,7 @@ class Hub:
         """One picture, decoded now, or one text. Raises `BadItem` if it is corrupt, empty or missing."""
         content.check_column(self.name, column, self.columns)
         key, value = self.keys[index], self._views[column][index][column]
-        return (
-            decode(key, _bytes(key, value)) if self.columns[column] == "image" else content.text(key, value)
-        )
+        return decode(key, _bytes(key, value)) if self.columns[column] == "image" else content.text(key, value)
 
     def _contents(self, column: str) -> Iterator[bytes | str | None]:
         place = 0
@@ -162,9 +156,7 @@ def _load(
 
     folder = _folder(path)
     try:
-        if folder is not None and any(
-            (folder / name).is_file() for name in ("state.json", "dataset_dict.json")
-        ):
+        if folder is not None and any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(str(folder))
         else:
             found = datasets.load_dataset(
@@ -176,9 +168,7 @@ def _load(
         raise errors.UserError(f"data set '{path}' cannot be loaded: {line}") from error
     if isinstance(found, datasets.DatasetDict):
         if split is None and len(found) > 1:
-            raise errors.UserError(
-                f"data set '{path}' has several splits; set 'split' to one of: {', '.join(found)}"
-            )
+            raise errors.UserError(f"data set '{path}' has several splits; set 'split' to one of: {', '.join(found)}")
         name = split or next(iter(found))
         if name not in found:
             raise errors.unknown(f"split of data set '{path}'", name, found)

@@ -27,9 +27,7 @@ def decode(key: str, data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.width * opened.height > MAX_PIXELS:
-                raise BadItem(
-                    key, f"its picture has {opened.width} x {opened.height} pixels, too many to open"
-                )
+                raise BadItem(key, f"its picture has {opened.width} x {opened.height} pixels, too many to open")
             return _rgb(key, ImageOps.exif_transpose(opened))
     except BadItem:
         raise

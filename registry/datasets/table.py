@@ -40,16 +40,12 @@ class Table:
         wanted = list(dict.fromkeys([*texts, *(column for column in (key, label, group) if column)]))
         values = _parquet(file, wanted) if file.suffix.lower() == ".parquet" else _csv(file, wanted)
         rows = len(values[texts[0]])
-        self.keys = (
-            ["" if k is None else str(k) for k in values[key]] if key else [str(row) for row in range(rows)]
-        )
+        self.keys = ["" if k is None else str(k) for k in values[key]] if key else [str(row) for row in range(rows)]
         content.check_keys(self.name, self.keys)
         self.labels = content.classes(self.name, label, self.keys, values[label]) if label else None
         self.groups = content.classes(self.name, group, self.keys, values[group]) if group else None
         self.columns: dict[str, Modality] = dict.fromkeys(texts, "text")
-        self._texts = {
-            column: [None if value is None else str(value) for value in values[column]] for column in texts
-        }
+        self._texts = {column: [None if value is None else str(value) for value in values[column]] for column in texts}
 
     @staticmethod
     def check(
@@ -66,9 +62,7 @@ class Table:
         if file.suffix.lower() not in {*_DELIMITERS, ".parquet"}:
             raise errors.UserError(f"data set 'table' reads .csv, .tsv and .parquet files, not {file.name}")
         if not content.names("text", text):
-            raise errors.UserError(
-                "data set 'table' needs the name of at least one column in the option 'text'"
-            )
+            raise errors.UserError("data set 'table' needs the name of at least one column in the option 'text'")
 
     def fingerprint(self, column: str) -> str:
         """SHA-256 (hex) of the keys and of the column's texts."""

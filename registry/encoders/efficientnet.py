@@ -102,18 +102,14 @@ def untrained(
         for key, value in network.state_dict().items():
             digest.update(key.encode() + value.numpy().tobytes())
         weights = digest.hexdigest()
-        made_once(
-            f"onnx/{_key(weights)}.onnx", lambda file: _export_pooled(network, SIZES[architecture], file)
-        )
+        made_once(f"onnx/{_key(weights)}.onnx", lambda file: _export_pooled(network, SIZES[architecture], file))
         path.write_text(json.dumps({"weights": weights}))
 
     record = made_once(f"onnx/untrained-{seed}-{_RECIPE}.json", describe)
     weights = json.loads(record.read_text())["weights"]
 
     def graph() -> Path:
-        return made_once(
-            f"onnx/{_key(weights)}.onnx", lambda file: _export_pooled(draw(), SIZES[architecture], file)
-        )
+        return made_once(f"onnx/{_key(weights)}.onnx", lambda file: _export_pooled(draw(), SIZES[architecture], file))
 
     return OnnxImages(
         name,

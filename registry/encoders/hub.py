@@ -38,14 +38,10 @@ def pin(repo: str, revision: str | None = None) -> Pinned:
             f"model '{repo}' is gated: accept its terms on the hub and log in with  hf auth login"
         ) from error
     except RepositoryNotFoundError as error:
-        raise UserError(
-            f"the hub has no model '{repo}' (or it is private: log in with  hf auth login)"
-        ) from error
+        raise UserError(f"the hub has no model '{repo}' (or it is private: log in with  hf auth login)") from error
     except RevisionNotFoundError as error:
         raise UserError(f"model '{repo}' has no revision '{revision}'") from error
-    except (
-        Exception
-    ) as error:  # every way of being offline; the HTTP library behind it changes with the hub's version
+    except Exception as error:  # every way of being offline; the HTTP library behind it changes with the hub's version
         commit = _cached_commit(repo, revision or "main")
         if commit is None:
             wanted = f"'{repo}' at '{revision or 'main'}'"
@@ -78,9 +74,7 @@ def fetch_folder(pinned: Pinned, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(pinned.repo, revision=pinned.revision, allow_patterns=patterns))
     except Exception as error:  # as in `fetch`
-        raise UserError(
-            f"cannot download '{pinned.repo}' at {pinned.revision[:12]}: {_first_line(error)}"
-        ) from error
+        raise UserError(f"cannot download '{pinned.repo}' at {pinned.revision[:12]}: {_first_line(error)}") from error
 
 
 def newer_revision(encoder: object) -> str | None:

@@ -76,9 +76,7 @@ class ImagePreprocess:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, the field names as keys."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ImagePreprocess:

@@ -143,6 +143,4 @@ class _Bert:
         attended = self.dense(f"{name}.attention.output.dense", joined)
         hidden = self.normalise(f"{name}.attention.output", self.node("Add", attended, hidden))
         inner = self.node("Gelu", self.dense(f"{name}.intermediate.dense", hidden))
-        return self.normalise(
-            f"{name}.output", self.node("Add", self.dense(f"{name}.output.dense", inner), hidden)
-        )
+        return self.normalise(f"{name}.output", self.node("Add", self.dense(f"{name}.output.dense", inner), hidden))

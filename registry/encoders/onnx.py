@@ -242,9 +242,7 @@ def plain(
             raise UserError(f"encoder '{name}': pictures need the options size, mean and std")
         if tokenizer is not None or pooling != "none":
             raise UserError(f"encoder '{name}': the options tokenizer and pooling are for modality text")
-        preprocess = ImagePreprocess(
-            size, resize or size, mean, std, float(white), interpolation, channels, layout
-        )
+        preprocess = ImagePreprocess(size, resize or size, mean, std, float(white), interpolation, channels, layout)
         return OnnxImages(
             identity,
             graph,
@@ -333,11 +331,7 @@ def _embedding_graph(path: Path, weights: str, modality: Modality, output: str |
 def _dimension(graph: Path, path: Path, modality: Modality) -> int:
     shape = _read(graph).graph.output[0].type.tensor_type.shape.dim
     if len(shape) != 2:
-        hint = (
-            "; use the option pooling: mean, or another output"
-            if modality == "text"
-            else "; name another output"
-        )
+        hint = "; use the option pooling: mean, or another output" if modality == "text" else "; name another output"
         raise UserError(f"'{path}' gives {len(shape)} axes where (batch, dimension) is needed{hint}")
     if not shape[1].dim_value:
         raise UserError(f"'{path}' does not say the dimension of its output; export it with a fixed one")

@@ -94,9 +94,7 @@ class OpenClip:
             changes = "".join(f", {key} {value}" for key, value in sorted(self._transform.items()))
             self.preprocessing = f"open_clip transform, size {size}{changes}"
         else:
-            self.preprocessing = (
-                f"open_clip tokenizer, {settings['text_cfg'].get('context_length', 77)} tokens"
-            )
+            self.preprocessing = f"open_clip tokenizer, {settings['text_cfg'].get('context_length', 77)} tokens"
         self.backend = versions("torch", "open_clip_torch")
         self.licence = licence or (pinned.licence if pinned else "unknown")
         self.weights = file_hash(*weights)
@@ -118,9 +116,7 @@ class OpenClip:
         self._transform = {f"image_{key}": settings[key] for key in keys if settings.get(key) is not None}
         if not settings.get("hf_hub"):
             if revision is not None:
-                raise UserError(
-                    f"tag '{tag}' of '{model}' is not on the hub: the option revision means nothing there"
-                )
+                raise UserError(f"tag '{tag}' of '{model}' is not on the hub: the option revision means nothing there")
             return Path(open_clip.download_pretrained(settings)), None
         repo, _, file = settings["hf_hub"].rpartition("/")
         file = file or "open_clip_pytorch_model.bin"
@@ -146,9 +142,7 @@ class OpenClip:
             )
         except Exception as error:  # torch, pickle and open_clip each have their own for a wrong checkpoint
             source = self._checkpoint or self._model
-            raise UserError(
-                f"open_clip cannot load '{source}': {str(error).strip().splitlines()[0]}"
-            ) from error
+            raise UserError(f"open_clip cannot load '{source}': {str(error).strip().splitlines()[0]}") from error
         return model.eval(), transform if self.modality == "image" else open_clip.get_tokenizer(self._model)
 
     def embed(self, batch: Sequence[Item]) -> np.ndarray:

@@ -37,9 +37,7 @@ class Precomputed:
     ) -> None:
         self._path = path
         self._keys = keys
-        self.weights = (
-            file_hash(path) if (sidecar := _sidecar(path, keys)) is None else file_hash(path, sidecar)
-        )
+        self.weights = file_hash(path) if (sidecar := _sidecar(path, keys)) is None else file_hash(path, sidecar)
         self.name = f"{name}:{path.stem}"
         self.modality: Modality = modality
         self.dimension = self.load()[1].shape[1]
@@ -75,9 +73,7 @@ def read_vectors(path: Path, keys: Path | None = None) -> tuple[list[str], np.nd
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"'{path}' is damaged or not a {path.suffix} file: {reason}") from error
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
-        raise UserError(
-            f"'{path}' holds {vectors.dtype} of shape {vectors.shape}, not floating point numbers (n, d)"
-        )
+        raise UserError(f"'{path}' holds {vectors.dtype} of shape {vectors.shape}, not floating point numbers (n, d)")
     sidecar = _sidecar(path, keys)
     names = _read_keys(sidecar) if sidecar else inside
     if names is None:
@@ -162,15 +158,11 @@ def _parquet(path: Path) -> tuple[list[str] | None, np.ndarray]:
     lists = [
         field.name
         for field in schema
-        if pa.types.is_list(field.type)
-        or pa.types.is_large_list(field.type)
-        or pa.types.is_fixed_size_list(field.type)
+        if pa.types.is_list(field.type) or pa.types.is_large_list(field.type) or pa.types.is_fixed_size_list(field.type)
     ]
     texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
     vector_column = _one(lists, "vectors", path)
-    key_column = next(
-        (name for name in ("key", "keys") if name in schema.names), texts[0] if len(texts) == 1 else None
-    )
+    key_column = next((name for name in ("key", "keys") if name in schema.names), texts[0] if len(texts) == 1 else None)
     table = pq.read_table(path, columns=[vector_column, *([key_column] if key_column else [])])
     column = table[vector_column].combine_chunks()
     if column.null_count:

@@ -108,10 +108,7 @@ def _declared_dimension(folder: Path) -> int | None:
             return settings.get("out_features")
         if kind == "Pooling":
             modes = settings.get("pooling_mode")
-            if (
-                isinstance(modes, list)
-                or sum(value is True for key, value in settings.items() if "mode" in key) > 1
-            ):
+            if isinstance(modes, list) or sum(value is True for key, value in settings.items() if "mode" in key) > 1:
                 return None
             return settings.get("word_embedding_dimension") or settings.get("embedding_dimension")
         if kind != "Normalize":

@@ -47,9 +47,7 @@ class Timm:
         pinned: Pinned | None = None
         if checkpoint is None:
             if not pretrained:
-                raise UserError(
-                    f"encoder '{name}' needs weights: the option pretrained: true, or a checkpoint's path"
-                )
+                raise UserError(f"encoder '{name}' needs weights: the option pretrained: true, or a checkpoint's path")
             try:
                 settings = timm.get_pretrained_cfg(model)
             except RuntimeError as error:
@@ -68,9 +66,7 @@ class Timm:
         self._data = timm.data.resolve_model_data_config(skeleton)
         self.name = f"{name}:{model}"
         self.dimension = int(getattr(skeleton, "head_hidden_size", skeleton.num_features))
-        self.preprocessing = "timm transform, " + ", ".join(
-            f"{key} {self._data[key]}" for key in sorted(self._data)
-        )
+        self.preprocessing = "timm transform, " + ", ".join(f"{key} {self._data[key]}" for key in sorted(self._data))
         self.backend = versions("torch", "timm")
         self.licence = licence or (pinned.licence if pinned else "unknown")
         self.weights = file_hash(checkpoint)
@@ -88,9 +84,7 @@ class Timm:
         if self._from_hub:
             # timm's own loading renames the tensors of models that were published under other names.
             overlay = {"file": str(self._checkpoint)}
-            network = timm.create_model(
-                self._model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0
-            )
+            network = timm.create_model(self._model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
         else:
             network = timm.create_model(self._model, pretrained=False, num_classes=0)
             self._load_state(network)
@@ -104,9 +98,7 @@ class Timm:
             missing, surplus = network.load_state_dict(state, strict=False)
         except Exception as error:  # torch, pickle and safetensors each have their own for a wrong file
             reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"timm model '{self._model}' cannot load '{self._checkpoint}': {reason}"
-            ) from error
+            raise UserError(f"timm model '{self._model}' cannot load '{self._checkpoint}': {reason}") from error
         classifier = network.pretrained_cfg.get("classifier") or ()
         heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         wrong = [*missing, *(key for key in surplus if not key.startswith(heads))]

@@ -144,7 +144,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub(path: Path, **options: Any) -> dict[str, Any]:
     """The `dataset` of a configuration: a parquet file as `write_pictures` writes it."""
     named = {"image": "image", "text": ["en", "de"], "key": "key", "label": "label", "group": "group"}
-    return {"name": "hub", "options": {"path": "parquet", "data_files": str(path), "split": "train", **named, **options}}
+    return {
+        "name": "hub",
+        "options": {"path": "parquet", "data_files": str(path), "split": "train", **named, **options},
+    }
 
 
 def write_config(path: Path, content: dict[str, Any]) -> Path:
@@ -164,7 +167,7 @@ def small(path: Path, **changes: Any) -> dict[str, Any]:
         },
         "pairs": [["pixels", "glove"]],
         "maps": ["ridge", "procrustes"],
-        "splits": {"seeds": [0], "folds": 3},
+        "splits": {"folds": 3},
         "on_bad_item": "skip",
         **changes,
     }

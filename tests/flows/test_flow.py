@@ -37,9 +37,9 @@ def settings(pictures: Path) -> dict[str, Any]:
         },
         "pairs": [["lite0", "minilm"], ["words", "minilm"], ["pixels", "minilm"], ["pixels", "lite0"]],
         "maps": ["ridge", "procrustes"],
-        "splits": {"kinds": ["item", "group"], "seeds": [0, 1], "folds": 3},
+        "splits": {"seeds": {"item": [0, 1], "group": [0]}, "folds": 3},
         "zero_shot": {"templates": ["{}", "an emoji of {}"]},
-        "champion": {"name": "pictures"},
+        "champion": {"name": "emoji-small"},
         "on_bad_item": "skip",
     }
 
@@ -85,9 +85,11 @@ def first(flow: Flow, config: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def mlflow(first: dict[str, Any]) -> Any:
-    from registry.record import client
+def mlflow(first: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    from registry.record import client, default_tracking_uri
 
+    # Looking for a run's models, MLflow asks the address of the process, not the client's.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_tracking_uri())
     return client()
 
 
@@ -106,12 +108,14 @@ def test_every_pair_map_and_split_has_its_scores(first: dict[str, Any], pictures
         assert {score["task"] for score in found} == tasks
         for score in found:
             assert score["low"] <= score["value"] <= score["high"]
-            assert {"identity", "shuffled", "chance"} <= set(score["baselines"])
+            assert {"identity", "chance"} <= set(score["baselines"])
+            # Fitted on the first split alone, for the time that it takes.
+            assert ("shuffled" in score["baselines"]) == (split == "item")
             assert ("native" in score["baselines"]) == (score["task"] != "retrieval")
             assert score["unit"] == ("items" if split == "item" else "groups")
             assert score["n"] > (60 if split == "item" else 5)
     assert len(first["scores"]) == 2 * 2 * (4 * len(RETRIEVAL) + 2 + 1)
-    assert [(s["kind"], s["seed"]) for s in first["splits"]] == [("item", 0), ("item", 1), ("group", 0), ("group", 1)]
+    assert [(s["kind"], s["seed"]) for s in first["splits"]] == [("item", 0), ("item", 1), ("group", 0)]
 
 
 def test_what_trained_encoders_know_is_found_and_controls_are_marked(first: dict[str, Any]) -> None:
@@ -148,13 +152,13 @@ def test_mlflow_has_one_finished_parent_with_a_finished_child_a_pair(first: dict
     assert {"version/suture", "version/numpy", "version/onnxruntime"} <= set(parent.data.params)
     assert {"seconds/embed", "seconds/fit and evaluate"} <= set(parent.data.metrics)
     child = children["lite0 -> minilm"].data
-    (score,) = scores(first, source="lite0", target="minilm", map="ridge", split="group", metric="recall_at_10")
-    name = "group/retrieval/recall_at_10/ridge"
+    (score,) = scores(first, source="lite0", target="minilm", map="ridge", split="item", metric="recall_at_10")
+    name = "item/retrieval/recall_at_10/ridge"
     for end, key in (("", "value"), (".low", "low"), (".high", "high")):
         assert child.metrics[name + end] == pytest.approx(score[key])
     assert child.metrics[f"{name}.shuffled"] == pytest.approx(score["baselines"]["shuffled"])
-    assert child.metrics["group/retrieval/recall_at_10/baseline chance"] == pytest.approx(score["baselines"]["chance"])
-    assert "item/zero_shot/accuracy/procrustes" in child.metrics
+    assert child.metrics["item/retrieval/recall_at_10/baseline chance"] == pytest.approx(score["baselines"]["chance"])
+    assert "group/zero_shot/accuracy/procrustes" in child.metrics
     assert child.params["source/encoder"] == "efficientnet-lite0"
     assert len(child.params["source/weights"]) == 64
 
@@ -170,8 +174,8 @@ def test_mlflow_has_the_pictures_the_report_and_the_configuration(first: dict[st
     assert "lite0" in page
     assert "control" in page
     # Self-contained: nothing is fetched when it is opened.
-    assert "src=\"http" not in page
-    assert "href=\"http" not in page
+    assert 'src="http' not in page
+    assert 'href="http' not in page
     (stored,) = (folder / "mlflow" / "artifacts").rglob("config.yaml")
     assert yaml.safe_load(stored.read_text())["spaces"]["lite0"]["encoder"] == "efficientnet-lite0"
 
@@ -198,7 +202,7 @@ def test_the_champion_is_chosen_by_cross_validation_and_loads_elsewhere(
     assert (best["source"], best["target"], best["metric"]) == ("lite0", "minilm", "recall_at_10")
     assert best["value"] == max(one["value"] for one in best["candidates"])
     assert {one["map"] for one in best["candidates"]} == {"ridge", "procrustes"}
-    assert best["uri"] == "models:/pictures@champion"
+    assert best["uri"] == "models:/emoji-small@champion"
     emoji = create("emoji", languages=["en"])
     files = []
     for key in ("1f34e", "1f42f"):  # an apple, a tiger
@@ -240,7 +244,7 @@ def test_another_encoder_recomputes_only_what_depends_on_it(
     changed = flow(write_config(module_home.parent / "changed.yaml", content))
     assert set(work.embedded) == {"minilm-l6 on de"}
     assert set(work.evaluated) == {("words", "minilm")}
-    assert len(work.evaluated) == 4
+    assert len(work.evaluated) == 3
     for name, old in before.items():
         assert old.items() <= files_of(module_home / name).items()
     for (kind, seed, old), (other_kind, other_seed, new) in zip(

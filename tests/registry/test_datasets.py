@@ -268,9 +268,7 @@ def test_hub_reads_parquet_and_names_the_corrupt_picture(tmp_path: Path) -> None
 def test_hub_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     def made(name: str, colour: str, caption: str, **options: Any) -> Any:
         file = parquet(tmp_path / name, image=[plain(colour), plain()], caption=[caption, "b"])
-        return datasets.create(
-            "hub", path="parquet", data_files=file, image="image", text=["caption"], **options
-        )
+        return datasets.create("hub", path="parquet", data_files=file, image="image", text=["caption"], **options)
 
     one = made("one.parquet", "red", "a")
     same, picture, caption = (
@@ -287,15 +285,11 @@ def test_hub_fingerprint_is_of_the_content(tmp_path: Path) -> None:
 
 
 def test_hub_reads_a_saved_folder(tmp_path: Path) -> None:
-    features = hf.Features(
-        {"pic": hf.Image(), "label": hf.ClassLabel(names=["cat", "dog"]), "n": hf.Value("int64")}
-    )
+    features = hf.Features({"pic": hf.Image(), "label": hf.ClassLabel(names=["cat", "dog"]), "n": hf.Value("int64")})
     rows = {"pic": [{"bytes": plain(), "path": None}] * 2, "label": [1, 0], "n": [7, 8]}
     saved = hf.Dataset.from_dict(rows, features=features)
     saved.save_to_disk(str(tmp_path / "one"))
-    found = datasets.create(
-        "hub", path=str(tmp_path / "one"), image="pic", label="label", group="label", key="n"
-    )
+    found = datasets.create("hub", path=str(tmp_path / "one"), image="pic", label="label", group="label", key="n")
     assert (found.name, found.keys, found.labels, found.groups) == (
         "one",
         ["7", "8"],
@@ -437,9 +431,7 @@ def test_table_is_the_same_in_every_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_table_errors(tmp_path: Path, suffix: str) -> None:
     def made(rows: dict[str, list[str]], **options: Any) -> Any:
-        return datasets.create(
-            "table", path=table(tmp_path / f"t.{suffix}", rows), **{"text": "en", **options}
-        )
+        return datasets.create("table", path=table(tmp_path / f"t.{suffix}", rows), **{"text": "en", **options})
 
     with pytest.raises(UserError, match=r"'english'\. .*Valid: de, en, id, kind"):
         made(ROWS, text="english")

@@ -412,9 +412,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return config, checkpoint
 
 
-def test_open_clip_towers_equal_the_library(
-    tiny_clip: tuple[Path, Path], pictures: list[Image.Image]
-) -> None:
+def test_open_clip_towers_equal_the_library(tiny_clip: tuple[Path, Path], pictures: list[Image.Image]) -> None:
     import open_clip
     import torch
 
@@ -521,12 +519,8 @@ def test_sentence_transformers_from_a_folder(tmp_path: Path) -> None:
     prompted = made("sentence-transformers", model=str(folder), prompt="query: ", device="cpu")
     assert (encoder.dimension, encoder.modality, encoder.name) == (16, "text", "sentence-transformers:tiny")
     reference = library.SentenceTransformer(str(folder), device="cpu")
-    np.testing.assert_allclose(
-        encoder.embed(["a dog", "the cat"]), reference.encode(["a dog", "the cat"]), rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        prompted.embed(["a dog"]), reference.encode(["query: a dog"]), rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(encoder.embed(["a dog", "the cat"]), reference.encode(["a dog", "the cat"]), rtol=1e-5)
+    np.testing.assert_allclose(prompted.embed(["a dog"]), reference.encode(["query: a dog"]), rtol=1e-4, atol=1e-6)
     assert encoder.preprocessing != prompted.preprocessing
     with pytest.raises(UserError, match="cannot be reached"):
         made("sentence-transformers", model="owner/no-such-model")

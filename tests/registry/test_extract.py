@@ -65,7 +65,7 @@ def test_a_bad_item_stops_or_is_skipped_as_configured(tmp_path: Path, sick: str,
     dataset, store = Texts(["one", sick, "three"]), EmbeddingStore(tmp_path)
     with pytest.raises(BadItem, match=f"'t1'.*{reason}"):
         extract(store, Lengths(), dataset, "text")  # type: ignore[arg-type]
-    assert list(store.keys()) == []
+    assert list(store.entries()) == []
     key = extract(store, Lengths(), dataset, "text", on_bad_item="skip")  # type: ignore[arg-type]
     assert list(store.open(key).keys) == ["t0", "t2"]
     ((item, why),) = store.manifest(key)["skipped"]

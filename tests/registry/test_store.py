@@ -40,11 +40,13 @@ def test_round_trip(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(list(space.blocks())), vectors(range(N)))
     assert all(isinstance(shard, np.memmap) for shard in space.shards)
     assert store.manifest(key)["details"]["licence"] == "MIT"
-    assert list(store.keys()) == [key]
+    assert list(store.entries()) == [key]
     assert key in store
 
 
-@pytest.mark.parametrize("field", ["encoder", "weights", "preprocessing", "backend", "data", "column", "dtype", "on_bad_item"])
+@pytest.mark.parametrize(
+    "field", ["encoder", "weights", "preprocessing", "backend", "data", "column", "dtype", "on_bad_item"]
+)
 def test_every_part_of_the_identity_changes_the_address(field: str) -> None:
     from dataclasses import replace
 
@@ -144,7 +146,11 @@ def test_skipped_items_are_named(tmp_path: Path) -> None:
 
     def skips(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
         kept = [row for row in rows if row != 5]
-        return np.stack([vectors(range(row, row + 1))[0] for row in kept]), kept, [("item-5", "corrupt")] if 5 in rows else []
+        return (
+            np.stack([vectors(range(row, row + 1))[0] for row in kept]),
+            kept,
+            [("item-5", "corrupt")] if 5 in rows else [],
+        )
 
     key = store.write(WHO, KEYS, skips)
     assert "item-5" not in store.open(key).position
@@ -190,7 +196,9 @@ def test_nan_never_gets_in(tmp_path: Path) -> None:
     assert WHO.key not in store
 
 
-def test_a_full_disk_leaves_no_half_file_and_the_next_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_file_and_the_next_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = EmbeddingStore(tmp_path)
     real = store_module.write_atomically
     calls = {"n": 0}

@@ -1,0 +1,239 @@
+"""The command line in processes of its own: what it prints for people and for machines, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.flows.conftest import (
+    COMMAND,
+    ROOT,
+    Cli,
+    Main,
+    answers,
+    end,
+    files_of,
+    free_port,
+    small,
+    wait_until,
+    write_config,
+)
+
+COMMANDS = ("run", "record", "list", "show", "ui", "fit", "translate")
+
+
+@pytest.fixture(scope="module")
+def kept(module_home: Path, pictures: Path, flow: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """A small run that is kept and recorded."""
+    return flow(write_config(module_home.parent / "small.yaml", small(pictures)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_helps_with_an_example(command: str, main: Main) -> None:
+    code, out, err = main(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"Example: suture {command} " in " ".join(out.split())
+
+
+def test_the_command_itself_says_what_there_is(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.returncode == 0
+    assert all(f" {command} " in done.stdout for command in COMMANDS)
+    assert "Exit codes" in done.stdout
+    assert cli().returncode == 2
+    wrong = cli("rum")
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("what", "name"), [("encoders", "efficientnet-lite0"), ("datasets", "emoji"), ("maps", "gromov_wasserstein")]
+)
+def test_lists_are_for_people_and_machines(what: str, name: str, main: Main, module_home: Path) -> None:
+    code, out, _ = main("list", what)
+    assert code == 0
+    code, out, _ = main("list", what, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert name in [row["name"] for row in rows]
+    assert all(set(row) == set(rows[0]) for row in rows)
+
+
+def test_lists_of_runs_and_of_what_is_unknown(
+    main: Main, own_home: Path, kept: dict[str, Any], module_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main("list", "runs")[:2] == (0, "no runs yet\n")
+    assert json.loads(main("list", "runs", "--json")[1]) == []
+    code, _, err = main("show")
+    assert code == 2
+    assert "there is no run yet" in err
+    code, _, err = main("list", "encoder")
+    assert code == 2
+    assert "Did you mean 'encoders'" in err
+    monkeypatch.setenv("SUTURE_HOME", str(module_home))
+    (row,) = json.loads(main("list", "runs", "--json")[1])
+    assert (row["run"], row["pairs"], row["recorded"]) == (kept["id"], 1, "yes")
+
+
+def test_a_dry_run_computes_nothing(
+    main: Main, own_home: Path, kept: dict[str, Any], pictures: Path, tmp_path: Path, module_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = write_config(tmp_path / "small.yaml", small(pictures))
+    code, out, err = main("run", config, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "to do" in out
+    planned = json.loads(main("run", config, "--dry-run", "--json")[1])
+    assert {space["name"]: (space["items"], space["stored"]) for space in planned["spaces"]} == {
+        "pixels": (240, False), "glove": (240, False),
+    }  # fmt: skip
+    assert planned["evaluations"] == {"all": 1, "stored": 0}
+    assert planned["bytes"] >= 240 * (768 + 50) * 4
+    assert planned["seconds"] > 0
+    assert [name for name in os.listdir(own_home) if name != "cache"] == []
+    monkeypatch.setenv("SUTURE_HOME", str(module_home))
+    before = files_of(module_home / "store")
+    planned = json.loads(main("run", config, "--dry-run", "--json")[1])
+    assert all(space["stored"] for space in planned["spaces"])
+    assert planned["evaluations"] == {"all": 1, "stored": 1}
+    assert files_of(module_home / "store") == before
+
+
+def test_a_run_prints_its_table_and_nothing_else(
+    cli: Cli, kept: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    done = cli("run", write_config(tmp_path / "small.yaml", small(pictures)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "pixels -> glove (control)" in done.stdout
+    assert "recall_at_10" in done.stdout
+    assert "report.html" in done.stdout
+    assert done.stderr == ""
+
+
+def test_scores_are_shown_with_intervals_and_baselines(main: Main, kept: dict[str, Any]) -> None:
+    code, out, _ = main("show", kept["id"], "--split", "item")
+    assert code == 0
+    assert "pixels -> glove (control)" in out
+    assert "95 % interval" in out
+    found = json.loads(main("show", kept["id"], "--json")[1])
+    assert found == kept["scores"]
+    for score in found:
+        assert {
+            *["source", "target", "map", "split", "task", "metric", "value", "low", "high", "n", "baselines"]
+        } <= set(score)
+        assert {"identity", "shuffled", "chance"} <= set(score["baselines"])
+    assert {score["map"] for score in found} == {"ridge", "procrustes"}
+    assert json.loads(main("show", "latest", "--task", "retrieval", "--json")[1]) == found
+    for words, hint in ((("latest", "--task", "retreival"), "'retrieval'"), (("2031",), "unknown run '2031'")):
+        code, out, err = main("show", *words)
+        assert (code, out) == (2, "")
+        assert hint in err
+        assert err.count("\n") == 1
+
+
+def test_recording_again_is_a_no_op(main: Main, kept: dict[str, Any]) -> None:
+    found = json.loads(main("record", "latest", "--json")[1])
+    assert found["run"].endswith(kept["id"].split("-", 2)[2])
+    found = json.loads(main("record", kept["id"], "--json")[1])
+    assert found == {"run": kept["id"], "mlflow_run": kept["mlflow_run"], "champion": None}
+
+
+def test_the_dashboard_is_on_the_right_store(kept: dict[str, Any], module_home: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    port = free_port()
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*COMMAND, "ui", "--port", str(port)], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            wait_until("MLflow answered", lambda: answers(f"http://127.0.0.1:{port}/health"), process)
+            client = mlflow.MlflowClient(tracking_uri=f"http://127.0.0.1:{port}")
+            assert client.get_run(kept["mlflow_run"]).data.tags["suture.run"] == kept["id"]
+            files = [file.path for file in client.list_artifacts(kept["mlflow_run"])]
+            assert "report.html" in files
+        finally:
+            end(process)
+    assert not answers(f"http://127.0.0.1:{port}/health")
+    assert f"MLflow on http://127.0.0.1:{port}" in (tmp_path / "log").read_text()
+
+
+def test_nothing_recorded_has_no_dashboard(main: Main, own_home: Path) -> None:
+    code, _, err = main("ui")
+    assert code == 2
+    assert "nothing is recorded yet" in err
+
+
+# --- on a user's own files
+
+
+@pytest.fixture
+def vectors(tmp_path: Path) -> tuple[Path, Path, np.ndarray]:
+    """Two files whose rows are in different orders and partly of different items, and the map between them."""
+    random = np.random.default_rng(0)
+    X, W = random.normal(size=(300, 12)).astype(np.float32), random.normal(size=(12, 8)).astype(np.float32)
+    rows = random.permutation(300)[:280]
+    np.save(tmp_path / "old.npy", X)
+    np.save(tmp_path / "new.npy", X[rows] @ W + 1)
+    (tmp_path / "old.keys.json").write_text(json.dumps([f"item {row}" for row in range(300)]))
+    (tmp_path / "new.keys.txt").write_text("\n".join(f"item {row}" for row in rows))
+    return tmp_path / "old.npy", tmp_path / "new.npy", X @ W + 1
+
+
+def test_fit_and_translate_join_on_keys_and_keep_them(
+    cli: Cli, vectors: tuple[Path, Path, np.ndarray], tmp_path: Path
+) -> None:
+    old, new, wanted = vectors
+    home = tmp_path / "home"
+    environment = {**os.environ, "SUTURE_HOME": str(home)}
+    done = cli("fit", old, new, "--map", "least_squares", "--out", tmp_path / "map", "--json", env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["rows"] == 280
+    done = cli("translate", tmp_path / "map", old, "--out", tmp_path / "all.npy", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "300 vectors of 8 dimensions" in done.stdout
+    np.testing.assert_allclose(np.load(tmp_path / "all.npy"), wanted, rtol=1e-3, atol=1e-3)
+    assert json.loads((tmp_path / "all.keys.json").read_text()) == [f"item {row}" for row in range(300)]
+    assert not home.exists()
+
+
+def test_what_is_wrong_with_files_is_one_line(
+    main: Main, vectors: tuple[Path, Path, np.ndarray], tmp_path: Path
+) -> None:
+    old, new, wanted = vectors
+    holes = wanted.copy()
+    holes[3, 2] = np.nan
+    np.save(tmp_path / "holes.npy", holes)
+    np.save(tmp_path / "short.npy", wanted[:7])
+    (tmp_path / "noise.npy").write_bytes(b"\x93NUMPY nothing")
+    to = ("--out", tmp_path / "map")
+    assert main("fit", old, new, "--map", "ridge", *to)[0] == 0
+    before = files_of(tmp_path / "map")
+    out = ("--out", tmp_path / "out.npy")
+    for words, hint in (
+        (("fit", old, new, "--map", "rigde", *to), "Did you mean 'ridge'"),
+        (("fit", old, new, "--param", "alpha=3", *to), "no parameter 'alpha'"),
+        (("fit", old, new, "--param", "center", *to), "takes name=value"),
+        (("fit", old, tmp_path / "none.npy", *to), "no such file"),
+        (("fit", old, tmp_path / "noise.npy", *to), "damaged"),
+        (("fit", old, tmp_path / "short.npy", *to), "no common items"),
+        (("fit", tmp_path / "holes.npy", tmp_path / "short.npy", *to), "neither has keys"),
+        (("fit", tmp_path / "holes.npy", tmp_path / "holes.npy", *to), "NaN"),
+        (("translate", tmp_path, old, *out), "map"),
+        (("translate", tmp_path / "map", new, *out), "8 dimensions"),
+        (("translate", tmp_path / "map", old, "--out", tmp_path / "out.txt"), "format"),
+    ):
+        code, printed, err = main(*words)
+        assert (code, printed) == (2, ""), words
+        assert hint in err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+    assert files_of(tmp_path / "map") == before
+    assert not (tmp_path / "out.npy").exists()

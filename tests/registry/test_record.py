@@ -1,0 +1,163 @@
+"""The MLflow record: sent once, replaced where it broke off, never left RUNNING."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.record import TrackingUnavailable, add_artifacts, check_tracking, metric_name, record
+from tests.flows.conftest import free_port
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An empty SQLite MLflow; making its tables takes a second or two, so tests have their own experiments."""
+    place = tmp_path_factory.mktemp("record")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)  # where the database is not the default one, artifacts go below the working directory
+        yield f"sqlite:///{place}/mlflow.db"
+
+
+@pytest.fixture
+def mlflow(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+@pytest.fixture
+def experiment(request: pytest.FixtureRequest) -> str:
+    return str(request.node.name)
+
+
+def a_run(**changes: Any) -> dict[str, Any]:
+    spaces = [
+        {
+            "name": name, "encoder": f"{name}-encoder", "modality": "text", "column": "en", "dimension": 4, "rows": 9,
+            "weights": name * 32, "data": "d" * 64, "licence": "MIT", "control": name == "b",
+        }
+        for name in ("a", "b")
+    ]  # fmt: skip
+    pairs = [
+        {"source": s, "target": t, "seconds": 1.5, "reports": {"item": {"ridge": {"alpha": 1}}}}
+        for s, t in ("ab", "ba")
+    ]
+    scores = [
+        {
+            "source": pair["source"], "target": pair["target"], "split": "item", "map": label, "task": "retrieval",
+            "metric": "recall_at_1", "value": 0.5, "low": 0.4, "high": 0.6, "n": 9,
+            "baselines": {"identity": 0.1, "shuffled": 0.05, "chance": 0.11},
+        }
+        for pair in pairs
+        for label in ("ridge", "ridge (not centred, P@1)")
+    ]  # fmt: skip
+    return {
+        "id": "20260101-000000-small-abcdef", "name": "small", "started_ms": 1_767_225_600_000,
+        "config": {"name": "small"}, "timings": {"embed": 1.0, "embed a": 0.5}, "versions": {"numpy": "2"},
+        "dataset": {"name": "tiny", "items": 9}, "splits": [{"kind": "item", "seed": 0}],
+        "spaces": spaces, "pairs": pairs, "scores": scores, "champion": None, **changes,
+    }  # fmt: skip
+
+
+def runs_of(mlflow: Any, experiment: str) -> list[Any]:
+    """All runs that are not deleted."""
+    return list(mlflow.search_runs([mlflow.get_experiment_by_name(experiment).experiment_id]))
+
+
+def test_a_run_is_recorded_once(uri: str, mlflow: Any, experiment: str) -> None:
+    run = a_run()
+    parent = record(run, tracking_uri=uri, experiment=experiment)
+    before = {one.info.run_id: one.info.end_time for one in runs_of(mlflow, experiment)}
+    assert record(run, tracking_uri=uri, experiment=experiment) == parent
+    assert {one.info.run_id: one.info.end_time for one in runs_of(mlflow, experiment)} == before
+    assert len(before) == 3
+    assert {one.info.status for one in runs_of(mlflow, experiment)} == {"FINISHED"}
+    children = [one for one in runs_of(mlflow, experiment) if one.data.tags.get("mlflow.parentRunId") == parent]
+    assert {one.info.run_name for one in children} == {"a -> b", "b -> a"}
+    assert mlflow.get_run(parent).info.start_time == run["started_ms"]
+    assert {file.path for file in mlflow.list_artifacts(parent)} == {"config.yaml", "run.json"}
+    assert record(a_run(id="20260102"), tracking_uri=uri, experiment=experiment) != parent
+    assert len(runs_of(mlflow, experiment)) == 6
+
+
+def test_metrics_have_names_that_mlflow_takes(uri: str, mlflow: Any, experiment: str) -> None:
+    parent = record(a_run(), tracking_uri=uri, experiment=experiment)
+    (child,) = (one.data for one in runs_of(mlflow, experiment) if one.info.run_name == "a -> b")
+    plain, odd = "item/retrieval/recall_at_1/ridge", "item/retrieval/recall_at_1/ridge not centred P1"
+    for name in (plain, odd):
+        assert (child.metrics[f"{name}.low"], child.metrics[name], child.metrics[f"{name}.high"]) == (0.4, 0.5, 0.6)
+        assert child.metrics[f"{name}.shuffled"] == 0.05
+    assert child.metrics["item/retrieval/recall_at_1/baseline identity"] == 0.1
+    assert child.metrics["seconds"] == 1.5
+    assert child.params["source/weights"] == "a" * 32
+    of_parent = mlflow.get_run(parent).data
+    assert of_parent.metrics["seconds/embed a"] == 0.5
+    assert of_parent.params["space/b"].endswith("control")
+
+
+@pytest.mark.parametrize("name", ["recall@10", "P@1", "a (b), c", "a/b", "  a \t b\n", "90 %", "λ = 1"])
+def test_a_sanitised_name_is_a_legal_one(name: str) -> None:
+    assert re.fullmatch(r"[\w.\-: ]+/[\w.\-: ]+", metric_name("task", name))
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
+def test_a_recording_that_broke_off_is_replaced(uri: str, mlflow: Any, experiment: str, status: str) -> None:
+    run = a_run()
+    number = mlflow.create_experiment(experiment)
+    broken = mlflow.create_run(number, tags={"suture.run": run["id"]}).info.run_id
+    tags = {"suture.run": run["id"], "mlflow.parentRunId": broken}
+    finished, hanging = (mlflow.create_run(number, tags=tags).info.run_id for _ in range(2))
+    mlflow.set_terminated(finished, "FINISHED")
+    if status == "FAILED":
+        mlflow.set_terminated(broken, "FAILED")
+    other = mlflow.create_run(number, tags={"suture.run": "another"}).info.run_id
+    parent = record(run, tracking_uri=uri, experiment=experiment)
+    found = {one.info.run_id: one.info.status for one in runs_of(mlflow, experiment)}
+    assert not {broken, finished, hanging} & set(found)
+    assert found.pop(other) == "RUNNING"
+    assert found.pop(parent) == "FINISHED"
+    assert list(found.values()) == ["FINISHED", "FINISHED"]
+
+
+def test_a_failure_in_the_middle_is_failed_and_can_be_sent_again(uri: str, mlflow: Any, experiment: str) -> None:
+    run = a_run()
+    bad = copy.deepcopy(run)
+    bad["pairs"][1]["source"] = "nowhere"
+    with pytest.raises(KeyError):
+        record(bad, tracking_uri=uri, experiment=experiment)
+    status = {one.info.run_name: one.info.status for one in runs_of(mlflow, experiment)}
+    assert status == {run["id"]: "FAILED", "a -> b": "FINISHED", "nowhere -> a": "FAILED"}
+    record(run, tracking_uri=uri, experiment=experiment)
+    status = {one.info.run_name: one.info.status for one in runs_of(mlflow, experiment)}
+    assert status == {run["id"]: "FINISHED", "a -> b": "FINISHED", "b -> a": "FINISHED"}
+
+
+@pytest.mark.parametrize("spaces", [2, 120])
+def test_every_space_has_its_parameter(uri: str, mlflow: Any, experiment: str, spaces: int) -> None:
+    run = a_run()
+    run["spaces"] += [{**run["spaces"][0], "name": f"s{number}"} for number in range(spaces - 2)]
+    parent = record(run, tracking_uri=uri, experiment=experiment)
+    assert sum(name.startswith("space/") for name in mlflow.get_run(parent).data.params) == spaces
+
+
+def test_artifacts_are_added_under_their_folder(uri: str, mlflow: Any, experiment: str, tmp_path: Path) -> None:
+    parent = record(a_run(), tracking_uri=uri, experiment=experiment)
+    (tmp_path / "a.png").write_bytes(b"picture")
+    add_artifacts(parent, [(tmp_path / "a.png", "pictures"), (tmp_path / "a.png", "")], tracking_uri=uri)
+    assert {"a.png", "pictures"} <= {file.path for file in mlflow.list_artifacts(parent)}
+
+
+def test_a_server_that_does_not_answer_is_found_at_once() -> None:
+    check_tracking("sqlite:////nowhere/mlflow.db")
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(TrackingUnavailable, match=rf"{address} does not answer \(.*refused"):
+        check_tracking(address)
+    with pytest.raises(TrackingUnavailable):
+        record(a_run(), tracking_uri=address, experiment="none")
+    with pytest.raises(TrackingUnavailable, match="does not answer"):
+        check_tracking("http://[no address")
