@@ -60,7 +60,7 @@ def end(process: subprocess.Popen[Any]) -> None:
             continue
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def prefect_server(session_home: Path) -> Iterator[str]:
     """A server that all flows of the session share, also those of other processes; its API's address."""
     place = Path(os.environ["PREFECT_HOME"])
