@@ -161,9 +161,10 @@ def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
     WATCH.total("evaluate", len(splits) * len(config.pairs))
     # The tasks share the cores: one thread of linear algebra each.
     with steps.timed(timings, "fit and evaluate"), threadpool_limits(max(1, (os.cpu_count() or 1) // WORKERS)):
-        compared = compare_spaces.submit(config, keys)
-        fitted = {pair: fit_pair.submit(config, *pair, keys) for pair in candidates}
+        # The longest first, so that no worker is left alone with one at the end.
         judged = {split: evaluate_split.submit(config, *split, keys, prompts) for split in splits}
+        fitted = {pair: fit_pair.submit(config, *pair, keys) for pair in candidates}
+        compared = compare_spaces.submit(config, keys)
         addresses = {
             "keys": keys,
             "compare": compared.result(),

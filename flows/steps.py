@@ -567,7 +567,7 @@ def projection(config: RunConfig, best: dict[str, Any], keys: dict[str, str]) ->
     if evaluation.tasks.labels is None:
         return None
     fitted = load_map(map_folder(best["fit"], best["map"]))
-    plain = evaluation.fit(Identity())
+    plain = Identity().fit(evaluation.source.vectors, evaluation.target.vectors)
     labels = [evaluation.tasks.labels[row] for row in evaluation.split.held_out]
     views = {}
     for name, model in (("before", plain), ("after", fitted)):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
+from align.estimator import Array
 from align.maps.base import AffineMap
 from align.moments import Moments
 
@@ -21,9 +22,19 @@ class Identity(AffineMap):
     def __init__(self, *, center: bool = True) -> None:
         self.center = center
 
+    def fit(self, X: Array, Y: Array) -> Self:
+        """Take the means of X (n, d_source) and Y (n, d_target); no product of them is needed."""
+        X, Y = self._check_fit(X, Y)
+        self.source_mean_ = X.mean(0, dtype=np.float64) * self.center
+        self.target_mean_ = Y.mean(0, dtype=np.float64) * self.center
+        self._fingerprint(self.source_mean_, self.target_mean_)
+        self.matrix_ = np.eye(X.shape[1], Y.shape[1])
+        self.report_ = {"n": len(X), "warnings": []}
+        return self
+
     def _solve(self, moments: Moments) -> None:
         self.matrix_ = np.eye(moments.source.dimension, moments.target.dimension)
-        self.report_ = {"n": moments.n}
+        self.report_ = {"n": moments.n, "warnings": []}
 
 
 class LeastSquares(AffineMap):

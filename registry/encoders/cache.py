@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -47,11 +48,18 @@ def file_hash(*paths: Path) -> str:
     digests = []
     for path in paths:
         try:
-            with open(path, "rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+            status = path.stat()
+            digests.append(_digest(path, status.st_size, status.st_mtime_ns))
         except OSError as error:
             raise UserError(f"cannot read '{path}': {error.strerror or error}") from error
     return digests[0] if len(digests) == 1 else text_hash("".join(digests))
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, size: int, modified: int) -> str:
+    """The file's SHA-256, computed once a process for a size and time of change."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_hash(text: str) -> str:
