@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -53,7 +54,8 @@ WATCH = Watch()
 def _retry(_task: Any, _run: Any, state: Any) -> bool:
     """Retry what may pass (a network, a busy database), not what the user has to mend."""
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, UserError | ValueError | KeyboardInterrupt | MemoryError)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    return not full and not isinstance(error, UserError | ValueError | KeyboardInterrupt | MemoryError)
 
 
 @task(task_run_name="embed {name}", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2, retry_condition_fn=_retry)

@@ -48,7 +48,7 @@ def main() -> None:
     except OSError as error:
         import errno
 
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
             raise
         err.print(
             f"error: {error.strerror} ({error.filename or 'while writing'}): what is finished is kept; "
@@ -81,6 +81,8 @@ def run(
         _dry_run(loaded, json_)
         return
     environment.make_home()
+    from prefect.exceptions import TerminationSignal
+
     from flows.align_spaces import WATCH, Cancelled, align_spaces, new_run
     from registry.record import warm_up
 
@@ -91,7 +93,7 @@ def run(
         if WATCH.stop.is_set():
             raise KeyboardInterrupt
         WATCH.stop.set()
-        err.print("stopping after the current batch; what is finished is kept (again to stop at once)")
+        err.print("stopping after the current batch; what is finished is kept (again to stop at once)", soft_wrap=True)
 
     started = new_run(loaded)
     columns = (
@@ -112,7 +114,7 @@ def run(
             WATCH.total = total
             WATCH.advance = lambda phase, steps: progress.advance(bars[phase], steps) if phase in bars else None
             run_id = align_spaces(loaded, started)
-    except (Cancelled, KeyboardInterrupt) as error:
+    except (Cancelled, KeyboardInterrupt, TerminationSignal) as error:
         stopped = UserError(str(error) or "stopped: what is finished is kept, run again to go on")
         stopped.exit_code = INTERRUPTED  # type: ignore[attr-defined]
         raise stopped from None
@@ -179,6 +181,7 @@ def record(
     parent = steps.record_run(config, kept["id"])
     uri = steps.register_champion(config, kept["id"], parent)
     steps.report_run(config, kept["id"], parent)
+    steps.recorded(kept["id"], parent)
     if json_:
         _print_json({"run": kept["id"], "mlflow_run": parent, "champion": uri})
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -47,14 +48,13 @@ def store() -> EmbeddingStore:
 
 
 @cache
-def _dataset(name: str, options: tuple[tuple[str, Any], ...]) -> Dataset:
-    return datasets.create(name, **{key: list(value) if isinstance(value, tuple) else value for key, value in options})
+def _dataset(name: str, options: str) -> Dataset:
+    return datasets.create(name, **json.loads(options))
 
 
 def dataset_of(config: RunConfig) -> Dataset:
     """The configured data set, made once a process."""
-    frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in config.dataset.options.items()}
-    return _dataset(config.dataset.name, tuple(sorted(frozen.items())))
+    return _dataset(config.dataset.name, json.dumps(config.dataset.options, sort_keys=True))
 
 
 def encoder_of(space: SpaceConfig) -> Encoder | Precomputed:
@@ -537,6 +537,13 @@ def finish(run_id: str, timings: dict[str, float], parent: str | None) -> None:
     """Keep the final timings, which the flow knows last."""
     run = load_run(run_id)
     run["timings"], run["seconds"], run["mlflow_run"] = timings, timings["total"], parent
+    save_run(run)
+
+
+def recorded(run_id: str, parent: str) -> None:
+    """Keep under which id MLflow has the run, after it was sent later."""
+    run = load_run(run_id)
+    run["mlflow_run"] = parent
     save_run(run)
 
 

@@ -25,6 +25,8 @@ RUN_TAG = "suture.run"
 class TrackingUnavailable(UserError):
     """The MLflow server does not answer; results are kept, and can be sent later."""
 
+    exit_code = 3
+
 
 def default_tracking_uri() -> str:
     """The SQLite database under SUTURE_HOME."""
@@ -67,7 +69,9 @@ def _experiment(mlflow: MlflowClient, name: str, uri: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     # The default database would put artifacts relative to the working directory.
-    location = (home() / "mlflow" / "artifacts").as_uri() if uri == default_tracking_uri() else None
+    # So would any other SQLite file.
+    database = Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    location = (database.parent / "artifacts").as_uri() if database else None
     return str(mlflow.create_experiment(name, artifact_location=location))
 
 
@@ -132,10 +136,10 @@ def _log(mlflow: MlflowClient, run_id: str, metrics: dict[str, float], params: d
     now = int(time.time() * 1000)
     made = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
     given = [Param(name, str(value)[:5900]) for name, value in params.items()]
-    for start in range(0, max(len(made), len(given), 1), 900):
-        mlflow.log_batch(
-            run_id, metrics=made[start : start + 900], params=given[start : start + 90 if start == 0 else 0]
-        )
+    for start in range(0, len(made), 900):
+        mlflow.log_batch(run_id, metrics=made[start : start + 900])
+    for start in range(0, len(given), 100):
+        mlflow.log_batch(run_id, params=given[start : start + 100])
 
 
 def _log_parent(mlflow: MlflowClient, run_id: str, run: dict[str, Any]) -> None:

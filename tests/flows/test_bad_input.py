@@ -19,7 +19,19 @@ import numpy as np
 import pytest
 
 from tests.flows.conftest import (
-    COMMAND, ROOT, Cli, Main, answers, end, files_of, free_port, hub, small, wait_until, write_config, write_pictures,
+    COMMAND,
+    ROOT,
+    Cli,
+    Main,
+    answers,
+    end,
+    files_of,
+    free_port,
+    hub,
+    small,
+    wait_until,
+    write_config,
+    write_pictures,
 )  # fmt: skip
 
 
@@ -35,7 +47,7 @@ def whole(home: Path) -> list[int]:
     from registry.store import EmbeddingStore
 
     found = []
-    for folder in (home / "store" / f"v{1}").glob("??/*"):
+    for folder in (home / "store" / "v1").glob("??/*"):
         names = {path.name for path in folder.iterdir()} - {".lock", "manifest.json"}
         shards = sorted(name for name in names if name.endswith(".json"))
         assert names == {*shards, *(name.replace(".json", ".npy") for name in shards)}
@@ -153,7 +165,9 @@ def brought(folder: Path, pictures: Path, X: np.ndarray, Y: np.ndarray, **change
     return small(pictures, spaces=spaces, pairs=[["x", "y"]], **changes)
 
 
-@pytest.mark.parametrize(("value", "words"), [(np.nan, "NaN or infinity"), (0.0, "its vector in precomputed:y is zero")])
+@pytest.mark.parametrize(
+    ("value", "words"), [(np.nan, "NaN or infinity"), (0.0, "its vector in precomputed:y is zero")]
+)
 def test_vectors_that_are_none(
     main: Main, own_home: Path, pictures: Path, tmp_path: Path, value: float, words: str
 ) -> None:
@@ -180,7 +194,7 @@ def test_spaces_with_no_common_items(main: Main, own_home: Path, pictures: Path,
 
 def test_fewer_anchors_than_dimensions(main: Main, own_home: Path, pictures: Path, tmp_path: Path) -> None:
     X, Y = np.random.default_rng(0).normal(size=(2, 40, 64))
-    maps = [{"map": "cca", "label": "cca", "parameters": {"regularization": 0}}]
+    maps = [{"map": "cca", "label": "cca", "parameters": {"regularisation": 0.0}}]
     content = brought(tmp_path, pictures, X, Y, maps=maps)
     code, _, err = main("run", write_config(tmp_path / "run.yaml", content))
     assert code == 2
@@ -272,12 +286,13 @@ def test_results_are_kept_where_mlflow_does_not_answer_and_sent_later(
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
-    """A file system of that size under a folder; gives a function that makes it larger."""
+def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None] | None]:
+    """A file system of that size under a folder; gives a function that makes it larger, or None without the right."""
     folder.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True)
     if mount.returncode:
-        pytest.skip("no right to mount a small disk")
+        yield None
+        return
     try:
         yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True) and None
     finally:
@@ -301,6 +316,11 @@ def shards(home: Path) -> dict[str, int]:
     return {name: time for name, time in files_of(home / "store").items() if name.endswith(".npy")}
 
 
+def limit_files() -> None:
+    """What stands for a full disk where none can be mounted."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+
 def test_a_full_disk_is_said_and_the_run_goes_on_where_there_is_room(
     cli: Cli, main: Main, session_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,25 +328,16 @@ def test_a_full_disk_is_said_and_the_run_goes_on_where_there_is_room(
     with small_disk(home, "3m") as enlarge:
         (home / "cache").symlink_to(session_home / "cache")
         monkeypatch.setenv("SUTURE_HOME", str(home))
-        done = cli("run", config)
-        assert done.returncode == 2
-        assert os.strerror(errno.ENOSPC) in one_line(done.stderr) or "MB free" in done.stderr
+        done = cli("run", config, preexec_fn=None if enlarge else limit_files)
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert os.strerror(errno.ENOSPC if enlarge else errno.EFBIG) in one_line(done.stderr)
         kept = shards(home)
-        assert whole(home) in ([1], [])
-        enlarge("60m")
+        assert whole(home) == [1 if enlarge else 0]
+        if enlarge:
+            enlarge("60m")
         assert main("run", config, "--json")[0] == 0
         assert whole(home) == [3, 3]
         assert kept.items() <= shards(home).items()
-
-
-def test_a_limit_on_the_size_of_files_is_said(cli: Cli, own_home: Path, tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-
-    done = cli("run", long(tmp_path), preexec_fn=limit)
-    assert done.returncode == 2
-    assert os.strerror(errno.EFBIG) in one_line(done.stderr)
-    assert whole(own_home) == [0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
@@ -353,10 +364,11 @@ def test_a_stopped_run_ends_cleanly_and_goes_on_later(
     assert "run again to go on" in last
     assert whole(own_home) in ([1, 3], [2, 3])
     assert not (own_home / "runs").exists()
-    kept = shards(own_home)
-    assert main("run", config, "--json")[0] == 0
-    assert whole(own_home) == [3, 3]
-    assert kept.items() <= shards(own_home).items()
+    if number == signal.SIGINT:  # one way to go on is enough
+        kept = shards(own_home)
+        assert main("run", config, "--json")[0] == 0
+        assert whole(own_home) == [3, 3]
+        assert kept.items() <= shards(own_home).items()
 
 
 def test_a_home_that_cannot_be_one(

@@ -18,8 +18,9 @@ from tests.flows.conftest import free_port
 def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An empty SQLite MLflow; making its tables takes a second or two, so tests have their own experiments."""
     place = tmp_path_factory.mktemp("record")
+    (place / "elsewhere").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)  # where the database is not the default one, artifacts go below the working directory
+        patch.chdir(place / "elsewhere")
         yield f"sqlite:///{place}/mlflow.db"
 
 
@@ -60,7 +61,8 @@ def a_run(**changes: Any) -> dict[str, Any]:
         "id": "20260101-000000-small-abcdef", "name": "small", "started_ms": 1_767_225_600_000,
         "config": {"name": "small"}, "timings": {"embed": 1.0, "embed a": 0.5}, "versions": {"numpy": "2"},
         "dataset": {"name": "tiny", "items": 9}, "splits": [{"kind": "item", "seed": 0}],
-        "spaces": spaces, "pairs": pairs, "scores": scores, "champion": None, **changes,
+        "spaces": spaces, "pairs": pairs, "scores": scores, "champion": None,
+        "notes": [], **changes,
     }  # fmt: skip
 
 
@@ -106,9 +108,11 @@ def test_a_sanitised_name_is_a_legal_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
-def test_a_recording_that_broke_off_is_replaced(uri: str, mlflow: Any, experiment: str, status: str) -> None:
+def test_a_recording_that_broke_off_is_replaced(
+    uri: str, mlflow: Any, experiment: str, status: str, tmp_path: Path
+) -> None:
     run = a_run()
-    number = mlflow.create_experiment(experiment)
+    number = mlflow.create_experiment(experiment, artifact_location=(tmp_path / "artifacts").as_uri())
     broken = mlflow.create_run(number, tags={"suture.run": run["id"]}).info.run_id
     tags = {"suture.run": run["id"], "mlflow.parentRunId": broken}
     finished, hanging = (mlflow.create_run(number, tags=tags).info.run_id for _ in range(2))
@@ -161,3 +165,8 @@ def test_a_server_that_does_not_answer_is_found_at_once() -> None:
         record(a_run(), tracking_uri=address, experiment="none")
     with pytest.raises(TrackingUnavailable, match="does not answer"):
         check_tracking("http://[no address")
+
+
+def test_nothing_is_written_to_the_working_directory(uri: str, experiment: str) -> None:
+    record(a_run(), tracking_uri=uri, experiment=experiment)
+    assert list(Path().iterdir()) == []
