@@ -112,16 +112,21 @@ def test_a_run_prints_its_table_and_nothing_else(
     done = cli("run", write_config(tmp_path / "small.yaml", small(pictures)))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "pixels -> glove (control)" in done.stdout
-    assert "recall_at_10" in done.stdout
+    assert "R@10 " in done.stdout
     assert "report.html" in done.stdout
     assert done.stderr == ""
 
 
 def test_scores_are_shown_with_intervals_and_baselines(main: Main, kept: dict[str, Any]) -> None:
-    code, out, _ = main("show", kept["id"], "--split", "item")
+    (headline,) = (s for s in kept["scores"] if s["map"] == "ridge" and s["metric"] == "recall_at_10")
+    code, out, _ = main("show", kept["id"])
     assert code == 0
     assert "pixels -> glove (control)" in out
+    assert f"R@10 {headline['value']:.3f} [{headline['low']:.2f}, {headline['high']:.2f}]" in out
+    code, out, _ = main("show", kept["id"], "--all")
+    assert code == 0
     assert "95 % interval" in out
+    assert all(score["metric"] in out for score in kept["scores"])
     found = json.loads(main("show", kept["id"], "--json")[1])
     assert found == kept["scores"]
     for score in found:
