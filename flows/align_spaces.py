@@ -8,7 +8,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 from threadpoolctl import threadpool_limits
 
-from flows import steps
+from flows import recording, steps
 from flows.config import RunConfig
 from registry.errors import UserError
 from registry.record import TrackingUnavailable
@@ -93,7 +94,7 @@ def compare_spaces(config: RunConfig, keys: dict[str, str]) -> str:
 @task(task_run_name="pool the scores", cache_policy=NO_CACHE)
 def summarise(config: RunConfig, run: dict[str, Any], addresses: dict[str, Any]) -> str:
     """Write the run's record; gives its folder's name."""
-    steps.summarise(config, run, addresses)
+    recording.summarise(config, run, addresses)
     return str(run["id"])
 
 
@@ -102,19 +103,29 @@ def summarise(config: RunConfig, run: dict[str, Any], addresses: dict[str, Any])
     retries=2, retry_delay_seconds=3, retry_condition_fn=_retry,
 )  # fmt: skip
 def record_run(config: RunConfig, run_id: str) -> str:
-    return steps.record_run(config, run_id)
+    return recording.record_run(config, run_id)
 
 
 @task(task_run_name="register the champion of {run_id}", cache_policy=NO_CACHE)
 def register_champion(config: RunConfig, run_id: str, parent: str) -> str | None:
-    return steps.register_champion(config, run_id, parent)
+    return recording.register_champion(config, run_id, parent)
 
 
 @task(
     task_run_name="report {run_id}", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=3, retry_condition_fn=_retry
 )
 def report_run(config: RunConfig, run_id: str, parent: str | None) -> str:
-    return steps.report_run(config, run_id, parent)
+    return recording.report_run(config, run_id, parent)
+
+
+@contextmanager
+def _timed(timings: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the seconds inside to a phase."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - start
 
 
 def new_run(config: RunConfig) -> dict[str, Any]:
@@ -150,11 +161,11 @@ def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
     begun = time.perf_counter()
     prompted = steps.prompt_targets(config)
     WATCH.total("embed", sum(steps.embed_plan(config, name)[1] for name in config.spaces))
-    with steps.timed(timings, "embed"):
+    with _timed(timings, "embed"):
         keys = {}
         for name in config.spaces:
             # One encoder at a time: each uses all cores.
-            with steps.timed(timings, f"embed {name}"):
+            with _timed(timings, f"embed {name}"):
                 keys[name] = embed_space(config, name)
         prompts = {name: embed_prompts(config, name) for name in prompted}
     splits = config.splits.all
@@ -162,7 +173,7 @@ def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
     WATCH.total("fit", len(candidates))
     WATCH.total("evaluate", len(splits) * len(config.pairs))
     # The tasks share the cores: one thread of linear algebra each.
-    with steps.timed(timings, "fit and evaluate"), threadpool_limits(max(1, (os.cpu_count() or 1) // WORKERS)):
+    with _timed(timings, "fit and evaluate"), threadpool_limits(max(1, (os.cpu_count() or 1) // WORKERS)):
         # The longest first, so that no worker is left alone with one at the end.
         judged = {split: evaluate_split.submit(config, *split, keys, prompts) for split in splits}
         fitted = {pair: fit_pair.submit(config, *pair, keys) for pair in candidates}
@@ -173,20 +184,20 @@ def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
             "fit": {" -> ".join(pair): future.result() for pair, future in fitted.items()},
             "evaluate": [[*split, future.result()] for split, future in judged.items()],
         }
-    with steps.timed(timings, "score"):
+    with _timed(timings, "score"):
         run_id = summarise(config, run, addresses)
     problem: TrackingUnavailable | None = None
     parent = None
-    with steps.timed(timings, "record"):
+    with _timed(timings, "record"):
         try:
             parent = record_run(config, run_id)
             register_champion(config, run_id, parent)
         except TrackingUnavailable as error:
             problem = error
-    with steps.timed(timings, "report"):
+    with _timed(timings, "report"):
         report_run(config, run_id, parent)
     timings["total"] = time.perf_counter() - begun
-    steps.finish(run_id, timings, parent)
+    recording.finish(run_id, timings, parent)
     if problem is not None:
         raise TrackingUnavailable(f"{problem}; the results are kept: send them with  suture record {run_id}")
     return run_id

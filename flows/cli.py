@@ -119,6 +119,7 @@ def run(
         stopped.exit_code = INTERRUPTED  # type: ignore[attr-defined]
         raise stopped from None
     finally:
+        WATCH.stop.clear()
         for number, handler in previous.items():
             signal.signal(number, handler)
     _show_run(run_id, json_)
@@ -170,7 +171,7 @@ def record(
     json_: Json = False,
 ) -> None:
     """Send a kept run to MLflow: after a server did not answer, or to another one."""
-    from flows import steps
+    from flows import recording
     from flows.config import RunConfig
     from registry.results import load_run
 
@@ -178,10 +179,10 @@ def record(
     config = RunConfig.model_validate(kept["config"])
     if tracking_uri is not None:
         config = config.model_copy(update={"mlflow": config.mlflow.model_copy(update={"tracking_uri": tracking_uri})})
-    parent = steps.record_run(config, kept["id"])
-    uri = steps.register_champion(config, kept["id"], parent)
-    steps.report_run(config, kept["id"], parent)
-    steps.recorded(kept["id"], parent)
+    parent = recording.record_run(config, kept["id"])
+    uri = recording.register_champion(config, kept["id"], parent)
+    recording.report_run(config, kept["id"], parent)
+    recording.recorded(kept["id"], parent)
     if json_:
         _print_json({"run": kept["id"], "mlflow_run": parent, "champion": uri})
     else:
@@ -352,6 +353,7 @@ def _cell(score: dict[str, Any] | None) -> str:
 def _long_table(run: dict[str, Any], scores: list[dict[str, Any]]) -> None:
     """One row a score, with every baseline."""
     baselines = ("identity", "shuffled", "native", "chance")
+    controls = {space["name"] for space in run["spaces"] if space["control"]}
     table = Table(
         "pair",
         "map",
@@ -368,6 +370,7 @@ def _long_table(run: dict[str, Any], scores: list[dict[str, Any]]) -> None:
     last = None
     for score in scores:
         pair = f"{score['source']} -> {score['target']}"
+        pair += " (control)" if {score["source"], score["target"]} & controls else ""
         if pair != last and last is not None:
             table.add_section()
         table.add_row(

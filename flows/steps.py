@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from align import Pair, Split, load_map
-from align.evaluation import Anchors, Evaluation, Tasks, pool
+from align import Pair, Split
+from align.evaluation import Anchors, Evaluation, Tasks
 from align.maps import Identity
 from align.measures.matrix import similarity_matrices
 from align.pair import split as split_items
 from align.tasks.classification import LinearHead
 from flows.config import RunConfig, SpaceConfig
-from registry import datasets, encoders, report
+from registry import datasets, encoders
 from registry.datasets.base import Dataset
 from registry.datasets.prompts import Prompts
-from registry.encoders.base import Encoder, ExportableImage, ExportableText, FromHub, HasHead
-from registry.encoders.hub import newer_revision
+from registry.encoders.base import Encoder, ExportableImage, ExportableText, HasHead
 from registry.encoders.precomputed import Precomputed
 from registry.errors import UserError, one_line
 from registry.extract import adopt, extract, identity, precomputed_identity
 from registry.home import home
-from registry.record import add_artifacts, default_tracking_uri, record
-from registry.results import ResultStore, address, load_run, runs_folder, save_run
-from registry.stitched import export, log_model
+from registry.results import ResultStore, address
 from registry.store import EmbeddingStore
 
 Progress = Callable[[int], None]
@@ -79,12 +71,16 @@ def embed(config: RunConfig, name: str, progress: Progress) -> str:
     """Embed one space into the store, or find it there; gives its key."""
     space, encoder = config.spaces[name], encoder_of(config.spaces[name])
     if isinstance(encoder, Precomputed):
-        return adopt(store(), encoder)
-    assert space.column is not None
-    return extract(
-        store(), encoder, dataset_of(config), space.column,
-        dtype=space.dtype, on_bad_item=config.on_bad_item, progress=progress,
-    )  # fmt: skip
+        key = adopt(store(), encoder)
+    else:
+        assert space.column is not None
+        key = extract(
+            store(), encoder, dataset_of(config), space.column,
+            dtype=space.dtype, on_bad_item=config.on_bad_item, progress=progress,
+        )  # fmt: skip
+    # Every byte is held against its checksum once a run; later steps trust it.
+    store().open(key)
+    return key
 
 
 def prompt_targets(config: RunConfig) -> list[str]:
@@ -361,49 +357,6 @@ def _outcomes(
     return content, arrays
 
 
-def score(config: RunConfig, kind: str, addresses: list[dict[str, str]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Pool the seeds of one kind of split: all scores, and of each pair its diagnostics and seconds."""
-    results = ResultStore()
-    scores: list[dict[str, Any]] = []
-    details: dict[str, Any] = {}
-    for source, target in config.pairs:
-        kept = [results.get(seed[f"{source} -> {target}"]) for seed in addresses]
-        if any(one is None for one in kept):
-            raise UserError(f"the results of {source} -> {target} were removed while the run used them: run again")
-        contents = [one[0] for one in kept if one is not None]
-        outcomes = [
-            {
-                tuple(key.split("\t")): (one[1][key], contents[0]["statistics"]["/".join(key.split("\t")[1:])])
-                for key in contents[0]["order"]
-            }
-            for one in kept
-            if one is not None
-        ]
-        baselines: dict[Any, dict[str, float]] = {}
-        for label, task, metric in outcomes[0]:
-            at = f"{task}/{metric}"
-            found = {
-                name: float(np.mean([content["baselines"][name][at] for content in contents]))
-                for name in ("identity", "native", "chance")
-                if at in contents[0]["baselines"][name]
-            }
-            if label in contents[0]["shuffled"] and at in contents[0]["shuffled"][label]:
-                found["shuffled"] = contents[0]["shuffled"][label][at]
-            baselines[label, task, metric] = found
-        pooled, _ = pool(
-            {"source": source, "target": target, "split": kind}, outcomes, [content["units"] for content in contents],
-            baselines, unit="items" if kind == "item" else "groups",
-        )  # fmt: skip
-        scores += [one.as_dict() for one in pooled]
-        details[f"{source} -> {target}"] = {
-            "seconds": sum(content["seconds"] for content in contents),
-            "reports": contents[0]["reports"],
-            "anchors": contents[0]["anchors"],
-            "held_out": contents[0]["held_out"],
-        }
-    return scores, details
-
-
 def compare(config: RunConfig, keys: dict[str, str]) -> str:
     """Similarity of all spaces on their common items; gives the result's address."""
     key = address({"step": "compare", "spaces": {name: keys[name] for name in config.spaces}})
@@ -420,215 +373,3 @@ def compare(config: RunConfig, keys: dict[str, str]) -> str:
         chance = min(10, len(common) - 1) / (len(common) - 1)
         results.put(key, {"spaces": list(spaces), "items": len(common), "mutual_knn_chance": chance, **content})
     return key
-
-
-# --- record
-
-
-def summarise(config: RunConfig, run: dict[str, Any], addresses: dict[str, Any]) -> None:
-    """Complete a run's record from the kept results, and keep it."""
-    keys, dataset = addresses["keys"], dataset_of(config)
-    scores: list[dict[str, Any]] = []
-    pairs: dict[str, dict[str, Any]] = {}
-    splits: dict[tuple[str, int], dict[str, Any]] = {}
-    for kind in config.splits.seeds:
-        of_kind = [(seed, found) for one, seed, found in addresses["evaluate"] if one == kind]
-        made, details = score(config, kind, [found for _, found in of_kind])
-        scores += made
-        for name, detail in details.items():
-            source, target = name.split(" -> ")
-            pair = pairs.setdefault(name, {"source": source, "target": target, "seconds": 0.0, "reports": {}})
-            pair["seconds"] += detail["seconds"]
-            pair["reports"][kind] = detail["reports"]
-        first = next(iter(details.values()))
-        for seed, _ in of_kind:
-            sizes = {"anchors": first["anchors"], "held_out": first["held_out"]}
-            splits[kind, seed] = {"kind": kind, "seed": seed, **sizes}
-    best = champion(addresses["fit"])
-    compared = ResultStore().get(addresses["compare"])
-    spaces = describe_spaces(config, keys)
-    run |= {
-        "versions": versions(),
-        "dataset": {
-            "name": dataset.name,
-            "items": len(dataset.keys),
-            "classes": len(set(dataset.labels or ())),
-            "groups": len(set(dataset.groups or ())),
-        },
-        "splits": list(splits.values()),
-        "spaces": spaces,
-        "pairs": list(pairs.values()),
-        "scores": scores,
-        "similarity": compared[0] if compared and compared[0]["spaces"] else None,
-        "projection": projection(config, best, keys) if best else None,
-        "champion": best,
-        "addresses": addresses,
-        "notes": notes(config, spaces),
-    }
-    save_run(run)
-
-
-def notes(config: RunConfig, spaces: list[dict[str, Any]]) -> list[str]:
-    """What a reader must know besides the numbers."""
-    found = []
-    for space in spaces:
-        if space["skipped"]:
-            found.append(f"{space['name']} left out {len(space['skipped'])} items that it could not embed")
-        encoder = encoder_of(config.spaces[space["name"]])
-        if isinstance(encoder, FromHub) and (newer := newer_revision(encoder)):
-            found.append(f"{space['name']}: the hub has a newer revision, {newer[:12]}, than the pinned one")
-    return found
-
-
-def record_run(config: RunConfig, run_id: str) -> str:
-    """Send a kept run to MLflow; gives the parent run's id."""
-    run = load_run(run_id)
-    return record(run, tracking_uri=config.mlflow.tracking_uri, experiment=config.mlflow.experiment)
-
-
-def register_champion(config: RunConfig, run_id: str, parent: str) -> str | None:
-    """Export the run's champion and register it with the alias @champion; gives its URI."""
-    run = load_run(run_id)
-    best = run["champion"]
-    if best is None or config.champion is None or config.zero_shot is None:
-        return None
-    if best["uri"] is None:
-        image, text = (encoder_of(config.spaces[best[side]]) for side in ("source", "target"))
-        assert not isinstance(image, Precomputed)
-        assert not isinstance(text, Precomputed)
-        mine = [
-            {key: one[key] for key in ("split", "task", "metric", "value", "low", "high", "n", "unit", "baselines")}
-            for one in run["scores"]
-            if all(one[key] == best[key] for key in ("source", "target", "map"))
-        ]
-        card = {
-            "run": run_id,
-            "data": run["dataset"]["name"],
-            "fitted_on": f"the {run['splits'][0]['anchors']} anchors of the first split",
-            "scores_of": "all split seeds; the artifact is the map of the first",
-            "scores": mine,
-        }
-        prompts = prompts_of(config)
-        folder = runs_folder() / run_id / "champion"
-        export(
-            folder, image=image, text=text, map=load_map(map_folder(best["fit"], best["map"])),
-            labels=list(dict.fromkeys(prompts.labels)), templates=list(config.zero_shot.templates), card=card,
-        )  # fmt: skip
-        tags = {"suture.run": run_id, "suture.map": best["map"], "suture.pair": f"{best['source']} -> {best['target']}"}
-        uri = config.mlflow.tracking_uri or default_tracking_uri()
-        log_model(folder, tracking_uri=uri, run_id=parent, registered_name=config.champion.name, tags=tags)
-        best["uri"] = f"models:/{config.champion.name}@champion"
-        save_run(run)
-    return str(best["uri"])
-
-
-def report_run(config: RunConfig, run_id: str, parent: str | None) -> str:
-    """Draw the pictures and the HTML report of a kept run, and add them to its MLflow run; gives the report's path."""
-    run = load_run(run_id)
-    folder = runs_folder() / run_id
-    page = report.html(run, folder)
-    files = [(picture, "pictures") for picture in sorted(folder.glob("*.png"))]
-    if parent is not None:
-        add_artifacts(parent, [*files, (page, "")], tracking_uri=config.mlflow.tracking_uri)
-    return str(page)
-
-
-def finish(run_id: str, timings: dict[str, float], parent: str | None) -> None:
-    """Keep the final timings, which the flow knows last."""
-    run = load_run(run_id)
-    run["timings"], run["seconds"], run["mlflow_run"] = timings, timings["total"], parent
-    save_run(run)
-
-
-def recorded(run_id: str, parent: str) -> None:
-    """Keep under which id MLflow has the run, after it was sent later."""
-    run = load_run(run_id)
-    run["mlflow_run"] = parent
-    save_run(run)
-
-
-def champion(fits: dict[str, str]) -> dict[str, Any] | None:
-    """The candidate that cross-validation on the anchors prefers, with all candidates."""
-    ranked = []
-    for pair, key in fits.items():
-        kept = ResultStore().get(key)
-        source, target = pair.split(" -> ")
-        if kept is not None:
-            ranked += [
-                {"source": source, "target": target, "map": label, "value": value, "fit": key}
-                for label, value in kept[0]["cross_validated"].items()
-            ]
-    if not ranked:
-        return None
-    ranked.sort(key=lambda one: -one["value"])
-    return {**ranked[0], "metric": "recall_at_10", "candidates": ranked, "uri": None}
-
-
-def projection(config: RunConfig, best: dict[str, Any], keys: dict[str, str]) -> dict[str, Any] | None:
-    """Held-out items of a pair in two dimensions, before and after the map, by principal components."""
-    bench = Workbench(
-        config, {name: keys[name] for name in (best["source"], best["target"])}, {},
-        *config.splits.all[0],
-    )  # fmt: skip
-    evaluation, _ = bench.evaluation(best["source"], best["target"])
-    if evaluation.tasks.labels is None:
-        return None
-    fitted = load_map(map_folder(best["fit"], best["map"]))
-    plain = Identity().fit(evaluation.source.vectors, evaluation.target.vectors)
-    labels = [evaluation.tasks.labels[row] for row in evaluation.split.held_out]
-    views = {}
-    for name, model in (("before", plain), ("after", fitted)):
-        X, Y = model.source_to_shared(evaluation.held_out_source), model.target_to_shared(evaluation.held_out_target)
-        # Cosine is what compares them, so lengths must not decide the picture.
-        X, Y = (Z / np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), 1e-12) for Z in (X, Y))
-        both = np.concatenate([X, Y])
-        _, _, axes = np.linalg.svd(both - both.mean(0), full_matrices=False)
-        flat = (both - both.mean(0)) @ axes[:2].T
-        views[name] = {"source": flat[: len(X)].round(4).tolist(), "target": flat[len(X) :].round(4).tolist()}
-    return {"source": best["source"], "target": best["target"], "map": best["map"], "labels": labels, **views}
-
-
-def describe_spaces(config: RunConfig, keys: dict[str, str]) -> list[dict[str, Any]]:
-    """Provenance of every space, for the record."""
-    described = []
-    for name, space in config.spaces.items():
-        manifest = store().manifest(keys[name])
-        known = manifest["identity"]
-        described.append(
-            {
-                "name": name, "encoder": known["encoder"], "modality": manifest["details"]["modality"],
-                "column": known["column"], "dimension": manifest["dimension"], "rows": manifest["rows"],
-                "skipped": manifest["skipped"], "licence": manifest["details"]["licence"],
-                "preprocessing": known["preprocessing"], "backend": known["backend"],
-                "weights": known["weights"], "data": known["data"], "key": keys[name], "control": space.control,
-            }
-        )  # fmt: skip
-    return described
-
-
-def versions() -> dict[str, str]:
-    """Of everything that numbers may depend on."""
-    names = ("suture", "numpy", "scipy", "scikit-learn", "torch", "onnxruntime", "POT", "mlflow", "prefect")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-@contextmanager
-def timed(timings: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the seconds inside to a phase."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - start
-
-
-def check_disk(needed: int) -> None:
-    """Raise `UserError` before the work where the disk cannot take what it will write."""
-    place = home()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(f"{home()} has {free / 1e6:,.0f} MB free, and this run needs about {needed / 1e6:,.0f} MB")
-    if not os.access(place, os.W_OK):
-        raise UserError(f"{home()} cannot be written: set SUTURE_HOME to a folder of yours")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from registry.errors import UserError
+from registry.errors import UserError, one_line
 from registry.home import home
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def warm_up(uri: str | None = None) -> None:
 def _experiment(mlflow: MlflowClient, name: str, uri: str) -> str:
     found = mlflow.get_experiment_by_name(name)
     if found is not None:
+        if found.lifecycle_stage == "deleted":
+            mlflow.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
     # The default database would put artifacts relative to the working directory.
     # So would any other SQLite file.
@@ -82,7 +84,8 @@ def _run(mlflow: MlflowClient, experiment: str, name: str, tags: dict[str, str],
     try:
         yield run_id
     except BaseException:
-        mlflow.set_terminated(run_id, "FAILED")
+        with suppress(Exception):
+            mlflow.set_terminated(run_id, "FAILED")
         raise
     mlflow.set_terminated(run_id, "FINISHED")
 
@@ -98,7 +101,24 @@ def record(run: dict[str, Any], *, tracking_uri: str | None, experiment: str) ->
     Raises `TrackingUnavailable` where the server does not answer. A recording that broke off is replaced.
     """
     uri = tracking_uri or default_tracking_uri()
-    mlflow = client(uri)
+    with _answering(uri):
+        return _record(run, client(uri), uri, experiment)
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """What MLflow's client says of a server that broke off, as `TrackingUnavailable`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if uri.startswith(("http://", "https://")) and "API request" in str(error):
+            raise TrackingUnavailable(f"the MLflow server at {uri} failed: {one_line(error)}") from None
+        raise
+
+
+def _record(run: dict[str, Any], mlflow: MlflowClient, uri: str, experiment: str) -> str:
     experiment_id = _experiment(mlflow, experiment, uri)
     for old in mlflow.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run['id']}'"):
         if "mlflow.parentRunId" in old.data.tags:
@@ -119,9 +139,11 @@ def record(run: dict[str, Any], *, tracking_uri: str | None, experiment: str) ->
 
 def add_artifacts(run_id: str, files: list[tuple[Path, str]], *, tracking_uri: str | None) -> None:
     """Add files to a recorded run, each under the given folder of its artifacts."""
-    mlflow = client(tracking_uri)
-    for path, folder in files:
-        mlflow.log_artifact(run_id, str(path), folder or None)
+    uri = tracking_uri or default_tracking_uri()
+    with _answering(uri):
+        mlflow = client(uri)
+        for path, folder in files:
+            mlflow.log_artifact(run_id, str(path), folder or None)
 
 
 def _delete(mlflow: MlflowClient, experiment: str, parent: str) -> None:
