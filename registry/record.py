@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import yaml
+from filelock import FileLock
 
 from registry.errors import UserError, one_line
 from registry.home import home
@@ -53,15 +55,37 @@ def client(uri: str | None = None) -> MlflowClient:
 
     uri = uri or default_tracking_uri()
     check_tracking(uri)
-    if uri == default_tracking_uri():
-        (home() / "mlflow").mkdir(parents=True, exist_ok=True)
+    if uri.startswith("sqlite:///"):
+        _make_database(Path(uri.removeprefix("sqlite:///")))
     return MlflowClient(tracking_uri=uri)
+
+
+def _make_database(path: Path) -> None:
+    """Make a SQLite database for MLflow where there is none: whole or not at all, and once.
+
+    MLflow makes its tables at the first question, one by one: two who ask at once would be in each other's way, and
+    a full disk would leave a half that nobody can use.
+    """
+    from mlflow import MlflowClient
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.exists():
+            return
+        draft = path.with_name(f".{path.name}.draft-{uuid4().hex}")
+        try:
+            MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def warm_up(uri: str | None = None) -> None:
     """Import MLflow and make the default database, so that recording later need not wait; never fails."""
     with suppress(Exception):
-        client(uri).search_experiments(max_results=1)
+        client(uri)
 
 
 def _experiment(mlflow: MlflowClient, name: str, uri: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from registry.record import TrackingUnavailable, add_artifacts, check_tracking, metric_name, record
+from registry.record import TrackingUnavailable, add_artifacts, check_tracking, client, metric_name, record
 from tests.flows.conftest import free_port
 
 
@@ -170,3 +171,9 @@ def test_a_server_that_does_not_answer_is_found_at_once() -> None:
 def test_nothing_is_written_to_the_working_directory(uri: str, experiment: str) -> None:
     record(a_run(), tracking_uri=uri, experiment=experiment)
     assert list(Path().iterdir()) == []
+
+
+def test_two_who_make_the_database_at_once_both_get_it(own_home: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        clients = list(threads.map(lambda _: client(), range(4)))
+    assert [len(one.search_experiments()) for one in clients] == [1, 1, 1, 1]

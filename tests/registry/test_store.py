@@ -130,7 +130,7 @@ def _count_and_write(place: str, counter: str) -> None:
 
 
 def test_two_runs_share_the_work(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     counter = tmp_path / "count"
     workers = [context.Process(target=_count_and_write, args=(str(tmp_path / "s"), str(counter))) for _ in range(2)]
     for worker in workers:
