@@ -338,7 +338,7 @@ def _short_table(run: dict[str, Any], scores: list[dict[str, Any]]) -> None:
     _wide(table, 190)
     out.print(
         "R@k: the true partner is among the k nearest. classes: zero-shot by prompts (text targets), or a head trained "
-        "in the target space and fed with mapped vectors. shuffled: the same map on wrong pairs. native: the target's own.",
+        "in the target space and fed with mapped vectors. shuffled: the same map on wrong pairs (first split). native: the target's own.",
         style="dim",
     )
 
