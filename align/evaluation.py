@@ -211,7 +211,7 @@ def pool(
     *,
     unit: str,
     random_state: int = 0,
-) -> tuple[list[Score], dict[Key, Outcomes]]:
+) -> list[Score]:
     """Scores over several split seeds, with intervals that know an item when it comes again.
 
     Parameters
@@ -253,4 +253,4 @@ def pool(
                 p_value=p_value,
             )
         )
-    return scores, kept
+    return scores

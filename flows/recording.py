@@ -52,7 +52,7 @@ def score(config: RunConfig, kind: str, addresses: list[dict[str, str]]) -> tupl
             if label in contents[0]["shuffled"] and at in contents[0]["shuffled"][label]:
                 found["shuffled"] = contents[0]["shuffled"][label][at]
             baselines[label, task, metric] = found
-        pooled, _ = pool(
+        pooled = pool(
             {"source": source, "target": target, "split": kind}, outcomes, [content["units"] for content in contents],
             baselines, unit="items" if kind == "item" else "groups",
         )  # fmt: skip

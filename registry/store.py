@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,10 +95,6 @@ class EmbeddingStore:
         except ValueError:
             raise DamagedEntry(f"{path} is damaged: remove the folder {path.parent} and run again") from None
 
-    def nbytes(self, key: str) -> int:
-        """Bytes of an entry on disk."""
-        return sum(file.stat().st_size for file in self.folder(key).iterdir() if file.is_file())
-
     def open(self, key: str, name: str = "", *, verify: bool = True) -> Space:
         """The entry as a memory-mapped space.
 
@@ -125,12 +120,6 @@ class EmbeddingStore:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             yield
-
-    def remove(self, key: str) -> None:
-        """Delete an entry, manifest first, so that it is never seen half there."""
-        folder = self.folder(key)
-        (folder / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
 
     def write(
         self,
