@@ -7,8 +7,8 @@ import numpy as np
 from align.parallel import on_every_core
 
 BLOCK = 4096
-QUERIES, KEYS, GROUP = 1024, 4096, 32
-"""A block of scores of this size stays in the processor's cache between the product and the search in it."""
+QUERIES, KEYS, PIECES = 1024, 4096, 16
+"""A block of scores of this size, made in pieces of so many keys, is still in a cache when it is searched."""
 
 
 def unit_rows(X: np.ndarray) -> np.ndarray:
@@ -23,8 +23,8 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k keys of largest inner product with each query, exactly.
 
-    A block of scores is first reduced to the maxima of groups of columns. The k-th best score so far is a bound
-    that most groups stay below; only the others are looked at.
+    A block of scores is made in pieces and first reduced to the maxima over the pieces. The k-th best score so far
+    is a bound that most of these groups stay below; only the others are looked at.
 
     Parameters
     ----------
@@ -43,34 +43,39 @@ def nearest(
     scores, indices = np.empty((n, k), dtype), np.empty((n, k), np.int64)
     # The last block of keys may overlap the one before, so that all have the same width.
     width = min(m, max(KEYS, k + 1))
+    pieces = PIECES if width == KEYS and width >= 4 * k * PIECES else 1
+    piece = width // pieces
 
     def search(worker: int, workers: int) -> None:
-        buffer = np.empty((min(QUERIES, n), width), dtype)
+        buffer = np.empty((pieces, min(QUERIES, n), piece), dtype)
         for start in range(worker * QUERIES, n, workers * QUERIES):
             rows = slice(start, min(start + QUERIES, n))
             block = queries[rows]
             count = len(block)
             bound = np.full(count, -np.inf, dtype)
-            best, where = np.empty((count, 0), dtype), np.empty((count, 0), np.int64)
-            for first in range(0, m, width):
-                first, fresh = min(first, m - width), first
-                table = np.matmul(block, keys[first : first + width].T, out=buffer[:count])
-                table[:, : fresh - first] = -np.inf
+            old = np.repeat(np.arange(count), k)
+            found: list[tuple[np.ndarray, ...]] = []
+            for number, first in enumerate(range(0, m, width), 1):
+                first, seen = min(first, m - width), first
+                held = keys[first : first + width].reshape(pieces, piece, -1)
+                table = np.matmul(block, held.transpose(0, 2, 1), out=buffer[:, :count])
+                whole, part = divmod(seen - first, piece)
+                table[:whole] = -np.inf
+                table[whole, :, :part] = -np.inf
                 if exclude_self:
                     own = np.arange(start, rows.stop) - first
-                    inside = (own >= 0) & (own < width)
-                    table[np.flatnonzero(inside), own[inside]] = -np.inf
-                row, column = _candidates(table, bound, k)
-                found = table[row, column]
-                # Those of before come first: of equal scores theirs are the lower indices.
-                row = np.concatenate([np.repeat(np.arange(count), best.shape[1]), row])
-                found = np.concatenate([best.ravel(), found])
-                column = np.concatenate([where.ravel(), column + first])
-                order = np.lexsort((column, -found, row))
-                row, found, column = row[order], found[order], column[order]
-                keep = np.arange(len(row)) - np.searchsorted(row, np.arange(count))[row] < k
-                best, where = found[keep].reshape(count, k), column[keep].reshape(count, k)
-                bound = best[:, -1]
+                    row = np.flatnonzero((own >= 0) & (own < width))
+                    table[own[row] // piece, row, own[row] % piece] = -np.inf
+                row, score, column = _candidates(table, bound, k)
+                found.append((row, score, column + first))
+                # The bound tightens ever more slowly: sorting after the blocks 1, 2, 4, 8, ... is enough.
+                if number & (number - 1) == 0 or first + width == m:
+                    row, score, column = (np.concatenate(parts) for parts in zip(*found, strict=True))
+                    order = np.lexsort((column, -score, row))
+                    row = row[order]
+                    order = order[np.arange(len(row)) - np.searchsorted(row, np.arange(count))[row] < k]
+                    best, where = score[order].reshape(count, k), column[order].reshape(count, k)
+                    found, bound = [(old, best.ravel(), where.ravel())], best[:, -1]
             scores[rows], indices[rows] = best, where
 
     if n <= QUERIES:
@@ -80,30 +85,21 @@ def nearest(
     return scores, indices
 
 
-def _candidates(table: np.ndarray, bound: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of all scores above their row's bound, or of the k best (and their ties) where there is none."""
-    count, width = table.shape
-    groups = width // GROUP
+def _candidates(table: np.ndarray, bound: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, scores and columns of all above their row's bound, or of the k best (and their ties) where there is none.
+
+    `table` (pieces, rows, width) holds the columns 0, 1, ... piece after piece.
+    """
+    pieces, _, width = table.shape
+    maxima = table.max(0) if pieces > 1 else table[0]
     first = bool(np.isneginf(bound).all())
-    # Group j holds the columns j, j + groups, ...: rows of adjacent maxima, which is how processors like it.
-    maxima = table[:, : groups * GROUP].reshape(count, GROUP, groups).max(1) if groups >= 4 * k else table
     if first:
         # The k-th best maximum is a bound on the k-th best score.
-        bound = np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k]
-
-    def above(scores: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
-        return scores >= bound[rows, None] if first else scores > bound[rows, None]
-
-    row, column = np.nonzero(above(maxima, slice(None)))
-    if maxima is table:
-        return row, column
-    columns = column[:, None] + groups * np.arange(GROUP)
-    inside = above(table[row[:, None], columns], row)
-    late_row, late = np.nonzero(above(table[:, groups * GROUP :], slice(None)))
-    return (
-        np.concatenate([np.repeat(row, inside.sum(1)), late_row]),
-        np.concatenate([columns[inside], late + groups * GROUP]),
-    )
+        bound = np.partition(maxima, width - k, axis=1)[:, width - k]
+    row, column = np.nonzero(maxima >= bound[:, None] if first else maxima > bound[:, None])
+    scores = table[:, row, column]
+    piece, which = np.nonzero(scores >= bound[row] if first else scores > bound[row])
+    return row[which], scores[piece, which], column[which] + width * piece
 
 
 def neighbourhood(points: np.ndarray, references: np.ndarray, k: int = 10) -> np.ndarray:

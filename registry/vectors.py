@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from align import MAPS, Map, Pair, Space, load_map, make_map
+from align.parallel import in_order
 from registry.encoders.precomputed import read_vectors
 from registry.errors import UserError, one_line, unknown
 
-BLOCK = 8192
+BLOCK = 4096
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
 
 
@@ -76,13 +77,16 @@ def translate_file(
     if not len(rows):
         raise UserError(f"{vectors} holds no vectors")
 
+    def mapped(start: int) -> np.ndarray:
+        try:
+            return np.ascontiguousarray(fitted.transform(np.asarray(rows[start : start + BLOCK])))
+        except ValueError as error:
+            raise UserError(f"{vectors}, rows from {start}: {one_line(error)}") from None
+
     def blocks() -> Iterator[np.ndarray]:
-        for start in range(0, len(rows), BLOCK):
-            block = np.asarray(rows[start : start + BLOCK])
-            try:
-                yield fitted.transform(block)
-            except ValueError as error:
-                raise UserError(f"{vectors}, rows from {start}: {one_line(error)}") from None
+        starts = range(0, len(rows), BLOCK)
+        for start, block in zip(starts, in_order(mapped, starts), strict=True):
+            yield block
             progress(min(start + BLOCK, len(rows)), len(rows))
 
     first = fitted.transform(np.asarray(rows[:1]))
@@ -94,7 +98,7 @@ def translate_file(
             with draft.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, layout)
                 for block in blocks():
-                    file.write(np.ascontiguousarray(block).data)
+                    file.write(block.data)
         else:
             _write(draft, out.suffix, keys, np.concatenate(list(blocks())))
     if out.suffix == ".npy" and _has_keys(keys):

@@ -16,7 +16,7 @@ def integers(n: int, d: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(-1, 2, (n, d)).astype(np.float32)
 
 
-BLOCKS = st.sampled_from([(2, 5, 2), (3, 16, 2), (8, 64, 2), (512, 4096, 32)])
+BLOCKS = st.sampled_from([(2, 6, 2), (4, 24, 3), (8, 64, 2), (512, 4096, 16)])
 
 
 @given(st.integers(1, 20), st.integers(2, 150), st.integers(1, 6), SEEDS, BLOCKS, st.booleans())
@@ -31,7 +31,7 @@ def test_nearest_is_brute_force_and_ties_go_to_the_lower_index(
         np.fill_diagonal(products, -np.inf)
     expected = [sorted(range(m), key=lambda j: (-row[j], j))[:k] for row in products]
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in zip(("QUERIES", "KEYS", "GROUP"), blocks, strict=True):
+        for name, size in zip(("QUERIES", "KEYS", "PIECES"), blocks, strict=True):
             patch.setattr(neighbors, name, size)
         scores, indices = nearest(queries, keys, k, exclude_self=own)
     np.testing.assert_array_equal(indices, expected)
