@@ -20,6 +20,7 @@ from sklearn.utils.validation import has_fit_parameter
 from align.estimator import Estimator, load_folder
 from align.maps import MAPS, Chain, Map, load_map, make_map
 from align.maps.base import AffineMap
+from align.maps.gromov import GromovWasserstein
 from align.maps.linear import Ridge
 from align.maps.orthogonal import Procrustes
 from align.maps.relative import InverseRelative, Relative, RelativeProduct
@@ -35,6 +36,12 @@ ALL: dict[str, Map] = {
     "ridge_without_center": Ridge(center=False),
     "transport_exact": OptimalTransport(reg=0.0),
     "transport_sharp": OptimalTransport(reg=0.01, max_iter=20_000),
+    "transport_linear": OptimalTransport(mapping="linear"),
+    "transport_unbalanced": OptimalTransport(reg=0.05, unbalanced=1.0),
+    "transport_partial": OptimalTransport(reg=0.0, mass=0.8),
+    "gromov_barycentric": GromovWasserstein(mapping="barycentric"),
+    "gromov_geodesic": GromovWasserstein(distance="geodesic", n_neighbors=8),
+    "gromov_hops": GromovWasserstein(distance="hops", n_neighbors=8, reg=0.01, mapping="barycentric"),
     "relative_whitened": Relative("whitened"),
     "relative_l1": Relative("l1"),
     "relative_sparse": Relative(top_k=7, power=3.0),
