@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, Self
 
@@ -155,11 +156,12 @@ class GromovWasserstein(PlanMap):
             self.report_["centroids"] = [len(A), len(B)]
         kept = moved > moved.max() * 1e-9
         barycentres = plan[kept] @ B / moved[kept, None]
-        self._procrustes(A[kept], barycentres, moved[kept] / moved[kept].mean())
+        notes = self.report_["warnings"]
+        self._procrustes(A[kept], barycentres, notes, moved[kept] / moved[kept].mean())
         if self.mapping == "barycentric":
             self._keep_moves(A[kept] - self.source_mean_, barycentres - self.target_mean_)
         elif self.refine or (self.refine is None and "centroids" in self.report_):
-            self._refine(X, Y)
+            self._refine(X, Y, notes)
         return self
 
     def _size(self, n: int) -> int:
@@ -300,8 +302,10 @@ class GromovWasserstein(PlanMap):
         objective = float((plan * (self.alpha * fit + linear)).sum() + self.reg * divergence)
         return objective, plan, iterations, change <= tol
 
-    def _procrustes(self, A: np.ndarray, B: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """The (weighted) Procrustes map of the paired rows A and B."""
+    def _procrustes(
+        self, A: np.ndarray, B: np.ndarray, notes: Sequence[str], weights: np.ndarray | None = None
+    ) -> None:
+        """The (weighted) Procrustes map of the paired rows A and B; its warnings follow the plan's `notes`."""
         moments = Moments.of(A, B, center=self.center, weights=weights)
         inner = Procrustes(scale=self.scale, center=self.center)
         inner._solve(moments)
@@ -310,10 +314,10 @@ class GromovWasserstein(PlanMap):
         self.report_ |= {
             "explained_variance": inner.report_["explained_variance"],
             "rank": inner.report_["rank"],
-            "warnings": list(dict.fromkeys([*self.report_["warnings"], *inner.report_["warnings"]])),
+            "warnings": [*notes, *inner.report_["warnings"]],
         }
 
-    def _refine(self, X: np.ndarray, Y: np.ndarray, limit: int = 20) -> None:
+    def _refine(self, X: np.ndarray, Y: np.ndarray, notes: Sequence[str], limit: int = 20) -> None:
         """Match mutual nearest neighbours by CSLS and fit Procrustes on them, until the matching settles."""
         before, shared, rounds = None, 0.0, 0
         while shared < 0.999 and rounds < limit:
@@ -326,7 +330,7 @@ class GromovWasserstein(PlanMap):
             matched = np.where(back[forth] == np.arange(len(X)), forth, -1)
             shared = 0.0 if before is None else float((matched == before)[(matched >= 0) | (before >= 0)].mean())
             before, rounds = matched, rounds + 1
-            self._procrustes(X[rows], Y[forth[rows]])
+            self._procrustes(X[rows], Y[forth[rows]], notes)
         self.report_["refinement"] = {"rounds": rounds, "mutual": len(rows) / len(X), "converged": shared >= 0.999}
         if shared < 0.999:
             self.report_["warnings"].append(f"the refinement did not settle in {rounds} rounds")
