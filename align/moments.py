@@ -8,7 +8,6 @@ from functools import cached_property
 from itertools import combinations_with_replacement, pairwise, permutations
 
 import numpy as np
-import scipy.linalg
 
 from align.parallel import on_every_core
 
@@ -135,14 +134,6 @@ class Sums:
     def directions(self) -> np.ndarray:
         """The eigenvectors (d, k) in the space's own coordinates."""
         return self.basis if self.diagonal and self.basis is not None else self.lift(self.eigh[1])
-
-    @cached_property
-    def complement(self) -> np.ndarray:
-        """An orthonormal basis (d, d - r) of what `basis` does not span."""
-        if self.basis is None:
-            return np.empty((self.dimension, 0))
-        whole, _ = scipy.linalg.qr(self.basis, mode="full")
-        return whole[:, self.basis.shape[1] :]
 
     @cached_property
     def steps(self) -> tuple[np.ndarray, ...]:

@@ -13,10 +13,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from sklearn.base import clone
 
 import align
-from align.choose import CANDIDATES
+from align import Moments
+from align.choose import CANDIDATES, fit_anchors
 from align.maps import Map
+from align.maps.linear import fold_numbers
 from align.tasks.retrieval import retrieval_ranks
 from benchmarks.induction import embeddings
 
@@ -50,8 +53,9 @@ def main() -> None:
                 judged = spaces[source][held], spaces[target][held]
                 X, Y = spaces[source][anchors], spaces[target][anchors]
                 recalls["auto"].append(recall(align.fit(X, Y), *judged))
+                moments = Moments.of(X, Y, fold_numbers(n, 5, 0))
                 for label, candidate in CANDIDATES.items():
-                    recalls[label].append(recall(align.fit(X, Y, candidates={label: candidate}), *judged))
+                    recalls[label].append(recall(fit_anchors(clone(candidate), X, Y, moments), *judged))
             best = max(("procrustes", "relative"), key=lambda label: np.mean(recalls[label]))
             gaps = np.array(recalls["auto"]) - recalls[best]
             half = 1.96 * gaps.std(ddof=1) / np.sqrt(len(gaps))

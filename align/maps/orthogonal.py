@@ -24,7 +24,8 @@ class Procrustes(AffineMap):
 
     With X^T Y = U S V^T (centred), W = U V^T (Schoenemann 1966). Where the dimensions differ, W is
     (d_source, d_target) with orthonormal columns if d_source >= d_target, orthonormal rows otherwise. In the
-    second case, as between equal dimensions, W is also the nearest in least squares.
+    second case, as between equal dimensions, W is also the nearest in least squares. Directions that no anchor fills
+    are moved as little as possible.
 
     Parameters
     ----------
@@ -56,20 +57,15 @@ class Procrustes(AffineMap):
                 "a map between different ones has no determinant"
             )
         whole = min(moments.cross.shape) < d
-        left, values, right, inside = _polar(moments.cross, whole, source.rounding)
+        left, values, right, inside = _polar(moments.cross, source.rounding)
         if values[0] <= 0:
             raise ValueError("X or y is constant: all anchors are the same vector, nothing can be fitted")
         m = len(values)
-        rotation = source.lift(target.lift(inside.T).T)
         if whole:
-            # The directions that no anchor fills are completed to an orthonormal set, in some way.
-            free_x = np.hstack([source.lift(left[:, m:]), source.complement])[:, : d - m]
-            free_y = np.hstack([target.lift(right[m:].T), target.complement])[:, : d - m]
-            rotation += free_x @ free_y.T
-        if self.special and np.linalg.slogdet(rotation)[0] < 0:
-            if whole:
-                rotation -= 2 * np.outer(free_x[:, -1], free_y[:, -1])
-            else:
+            rotation = _completed(source.lift(left), target.lift(right.T), self.special)
+        else:
+            rotation = source.lift(target.lift(inside.T).T)
+            if self.special and np.linalg.slogdet(rotation)[0] < 0:
                 rotation = _newton_schulz(rotation - 2 * np.outer(left[:, -1], right[-1]))
                 values[-1] *= -1
         # All of x is moved where no direction of the source is left out.
@@ -91,20 +87,38 @@ class Procrustes(AffineMap):
         return self.matrix_.T / self.scale_**2
 
 
-def _polar(cross: np.ndarray, whole: bool, rounding: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _completed(P: np.ndarray, Q: np.ndarray, special: bool) -> np.ndarray:
+    """The orthogonal W (d_source, d_target) with P^T W = Q^T that otherwise moves as little as possible.
+
+    P (d_source, m) and Q (d_target, m) have orthonormal columns, the smaller side is padded with zeros. W is the
+    identity outside of the span of both, and inside the completion of largest trace. With `special` its determinant
+    is 1.
+    """
+    (rows, m), columns = P.shape, len(Q)
+    d = max(rows, columns)
+    P, Q = (np.vstack([Z, np.zeros((d - len(Z), m))]) for Z in (P, Q))
+    E = np.linalg.qr(np.hstack([P, Q]))[0]
+    p, q = (scipy.linalg.qr(E.T @ Z, check_finite=False)[0][:, m:] for Z in (P, Q))
+    left, _, right = np.linalg.svd(p.T @ q)
+    p, q = p @ left, q @ right.T
+    inside = (E.T @ P) @ (E.T @ Q).T + p @ q.T
+    if special and np.linalg.slogdet(inside)[0] < 0:
+        inside -= 2 * np.outer(p[:, -1], q[:, -1])
+    return np.asarray(np.eye(d) + E @ (inside - np.eye(len(inside))) @ E.T)[:rows, :columns]
+
+
+def _polar(cross: np.ndarray, rounding: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The singular value decomposition L S R of a cross scatter, and L R, orthogonal to double precision.
 
     Where the scatter is known to single precision only, so much is enough for the decomposition, at half the time.
     """
     if rounding <= np.finfo(np.float64).eps:
-        left, values, right = np.linalg.svd(cross, full_matrices=whole)
-        m = len(values)
-        return left, values, right, left[:, :m] @ right[:m]
+        left, values, right = np.linalg.svd(cross, full_matrices=False)
+        return left, values, right, left @ right
     unit = np.abs(cross).max() or 1.0
-    single = scipy.linalg.svd((cross / unit).astype(np.float32), full_matrices=whole, check_finite=False)
+    single = scipy.linalg.svd((cross / unit).astype(np.float32), full_matrices=False, check_finite=False)
     left, values, right = (part.astype(np.float64) for part in single)
-    m = len(values)
-    return left, values * unit, right, _newton_schulz(left[:, :m] @ right[:m])
+    return left, values * unit, right, _newton_schulz(left @ right)
 
 
 def _newton_schulz(W: np.ndarray) -> np.ndarray:
