@@ -9,16 +9,23 @@ from functools import cached_property
 import numpy as np
 from sklearn.base import clone
 
-from align.choose import cross_validated_ranks
+from align.choose import fit_anchors
 from align.maps import AffineMap, Identity, Map
 from align.moments import Moments, Points
 from align.pair import Split
+from align.rules import make_rule
 from align.rules.prototype import NearestPrototype
-from align.score import Outcomes, Score, Statistic, intervals, permutation_p
+from align.score import FEW, Outcomes, Score, Statistic, intervals, permutation_p
 from align.tasks import classification, retrieval
 
-Key = tuple[str, str, str]
-"""Map label, task, metric."""
+Key = tuple[str, str, str, str]
+"""Map label, rule, task, metric."""
+Judged = dict[tuple[str, str, str], tuple[np.ndarray, Statistic]]
+"""One value a held-out item, with the statistic that sums it up, by rule, task and metric."""
+BY_OTHER_RULES = ("recall_at_1", "recall_at_10", "mrr")
+"""What is kept of retrieval by a rule other than the cosine."""
+HEAD = "head"
+"""Stands for the rule where a trained head decides."""
 
 
 @dataclass(eq=False)
@@ -51,6 +58,8 @@ class Tasks:
     ----------
     labels : the class of every joined item, for heads and zero-shot classes.
     prompts, prompt_labels : prompt embeddings (p, d_target) in the target space, and the class of each.
+    rules : how answers are found, names in `align.rules.RULES`. They know of other queries what the anchors tell them.
+    back : whether targets look for their sources, too.
     stitch : whether to train a head in the target space and feed it with mapped sources.
     pretrained_head : the target encoder's own classifier; scored is the agreement of its decision on mapped
         sources with its decision on the true target vectors.
@@ -60,6 +69,8 @@ class Tasks:
     labels: Sequence[str] | None = None
     prompts: np.ndarray | None = None
     prompt_labels: Sequence[str] = ()
+    rules: Sequence[str] = ("cosine",)
+    back: bool = False
     stitch: bool = False
     pretrained_head: classification.LinearHead | None = None
     source_head: classification.LinearHead | None = None
@@ -131,16 +142,11 @@ class Evaluation:
             return model.fit_moments(Moments(moments.source, moments.target, (X.T @ Y[order]).astype(np.float64)))
         return model.fit(self.source.vectors, self.target.vectors[order])
 
-    def judge(self, model: Map) -> dict[tuple[str, str], tuple[np.ndarray, Statistic]]:
-        """Every (task, metric) that applies to a fitted map, as one outcome a held-out item."""
-        queries = model.source_to_shared(self.held_out_source)
-        ranks = retrieval.retrieval_ranks(queries, model.target_to_shared(self.held_out_target))
-        out: dict[tuple[str, str], tuple[np.ndarray, Statistic]] = {
-            ("retrieval", metric): value for metric, value in retrieval.retrieval_outcomes(ranks).items()
-        }
-        if self.tasks.prompts is not None:
-            rule = NearestPrototype(model.target_to_shared(self.tasks.prompts), self.tasks.prompt_labels)
-            out["zero_shot", "accuracy"] = self._hits(rule.predict(queries))
+    def judge(self, model: Map) -> Judged:
+        """Every (rule, task, metric) that applies to a fitted map, as one outcome a held-out item."""
+        held = self.held_out_source, self.held_out_target
+        labels = None if self.tasks.labels is None else self._labels[self.split.held_out]
+        out = self._answers(model, *held, labels, self.source.vectors, self.target.vectors)
         if self.tasks.stitch:
             if model.into_target:
                 predicted = self._head.predict(model.transform(self.held_out_source))
@@ -148,11 +154,40 @@ class Evaluation:
                 # A relative map has no way into the target space: its head lives in the shared one (P062).
                 anchors = model.target_to_shared(self.target.vectors)
                 head = classification.train_head(anchors, self._labels[self.split.anchors])
-                predicted = head.predict(queries)
-            out["stitching", "accuracy"] = self._hits(predicted)
+                predicted = head.predict(model.source_to_shared(self.held_out_source))
+            out[HEAD, "stitching", "accuracy"] = self._hits(predicted)
         if self.tasks.pretrained_head is not None and model.into_target:
             same = self.tasks.pretrained_head.predict(model.transform(self.held_out_source)) == self._own_decisions
-            out["pretrained_head", "agreement"] = (same.astype(np.float64), "mean")
+            out[HEAD, "pretrained_head", "agreement"] = (same.astype(np.float64), "mean")
+        return out
+
+    def _answers(
+        self,
+        model: Map,
+        X: np.ndarray,
+        Y: np.ndarray,
+        labels: np.ndarray | None,
+        X_known: np.ndarray,
+        Y_known: np.ndarray,
+    ) -> Judged:
+        """What the rules make of paired new items X (n, d_source), Y (n, d_target), knowing others of each side."""
+        out: Judged = {}
+        queries, gallery = model.source_to_shared(X), model.target_to_shared(Y)
+        stored = model.source_to_shared(X_known)
+        ways = [("retrieval", queries, gallery, stored)]
+        if self.tasks.back:
+            ways.append(("retrieval_back", gallery, queries, model.target_to_shared(Y_known)))
+        prompts = None if self.tasks.prompts is None else model.target_to_shared(self.tasks.prompts)
+        for name in self.tasks.rules:
+            for task, asked, among, known in ways:
+                ranks = retrieval.retrieval_ranks(asked, among, make_rule(name), known)
+                for metric, outcome in retrieval.retrieval_outcomes(ranks).items():
+                    if name == "cosine" or metric in BY_OTHER_RULES:
+                        out[name, task, metric] = outcome
+            if prompts is not None and labels is not None:
+                classes = NearestPrototype(prompts, self.tasks.prompt_labels, rule=make_rule(name), references=stored)
+                hits = (classes.predict(queries) == labels).astype(np.float64)
+                out[name, "zero_shot", "accuracy"] = (hits, "mean")
         return out
 
     def _hits(self, predicted: np.ndarray) -> tuple[np.ndarray, Statistic]:
@@ -161,7 +196,11 @@ class Evaluation:
     def references(self) -> dict[str, dict[tuple[str, str], float]]:
         """Baselines that no map is needed for: native (the target's own embeddings) and chance."""
         m = len(self.held_out_source)
-        chance = {("retrieval", metric): value for metric, value in retrieval.retrieval_chance(m).items()}
+        chance = {
+            (task, metric): value
+            for task in ("retrieval", "retrieval_back")
+            for metric, value in retrieval.retrieval_chance(m).items()
+        }
         native: dict[tuple[str, str], float] = {}
         if self.tasks.prompts is not None:
             identity = Identity().fit_moments(self._moments(True))
@@ -179,11 +218,24 @@ class Evaluation:
             native["pretrained_head", "agreement"] = float(np.mean(own == self._own_decisions))
         return {"native": native, "chance": chance}
 
-    def cross_validate(self, fitted: Map, *, cutoff: int = 10) -> float:
-        """Recall at `cutoff` on the anchors alone: each fold is retrieved by the map fitted on the other folds."""
+    def cross_validate(self, fitted: Map) -> dict[tuple[str, str, str], float]:
+        """What `judge` would say of the anchors alone, by (rule, task, metric), heads left out.
+
+        Each fold is new to the map that is fitted on the other folds, with the hyperparameters chosen on all.
+        """
         moments = self._moments(getattr(fitted, "center", True))
-        ranks = cross_validated_ranks(fitted, self.source.vectors, self.target.vectors, self.split.folds, moments)
-        return float(np.mean(ranks <= cutoff))
+        X, Y, folds = self.source.vectors, self.target.vectors, self.split.folds
+        labels = None if self.tasks.labels is None else self._labels[self.split.anchors]
+        parts: dict[tuple[str, str, str], list[np.ndarray]] = {}
+        statistics: dict[tuple[str, str, str], Statistic] = {}
+        for fold in np.unique(folds):
+            outside, inside = folds != fold, folds == fold
+            model = fit_anchors(fitted.settled(), X[outside], Y[outside], moments.rest[fold])
+            inner = None if labels is None else labels[inside]
+            for key, (values, how) in self._answers(model, X[inside], Y[inside], inner, X[outside], Y[outside]).items():
+                parts.setdefault(key, []).append(values)
+                statistics[key] = how
+        return {key: float(getattr(np, statistics[key])(np.concatenate(values))) for key, values in parts.items()}
 
 
 def _rows(points: Points) -> np.ndarray:
@@ -206,9 +258,9 @@ def pool(
     Parameters
     ----------
     names : source, target and split, as in `Score`.
-    outcomes : for each seed, one outcome a held-out item by (map, task, metric).
+    outcomes : for each seed, one outcome a held-out item by (map, rule, task, metric).
     units : for each seed, the item key or the group of each held-out item.
-    baselines : by (map, task, metric), the baselines' values by name.
+    baselines : by (map, rule, task, metric), the baselines' values by name.
     unit : what `units` are: 'items' or 'groups'.
     """
     flat = [name for seed in units for name in seed]
@@ -217,29 +269,33 @@ def pool(
         for key, (_, statistic) in outcomes[0].items()
     }
     bounds = intervals(list(kept.values()), random_state=random_state)
-    nulls: dict[str, Mapping[str, np.ndarray]] = {}
+    n = len(set(flat))
+    nulls: dict[int, Mapping[str, np.ndarray]] = {}
     scores = []
     for (key, pooled), (low, high) in zip(kept.items(), bounds, strict=True):
-        label, task, metric = key
+        label, rule, task, metric = key
         p_value = None
-        if task == "retrieval" and metric.startswith("recall"):
-            if label not in nulls:
-                first = outcomes[0][label, task, "median_rank"][0]
-                nulls[label] = retrieval.permutation_null(first.astype(np.int64), random_state=random_state)
-            p_value = permutation_p(float(outcomes[0][key][0].mean()), nulls[label][metric])
+        if task.startswith("retrieval") and metric.startswith("recall"):
+            # The null knows of a retrieval nothing but the number of its items.
+            m = len(outcomes[0][key][0])
+            if m not in nulls:
+                nulls[m] = retrieval.permutation_null(outcomes[0][key][0], random_state=random_state)
+            p_value = permutation_p(float(outcomes[0][key][0].mean()), nulls[m][metric])
         scores.append(
             Score(
                 **names,
                 map=label,
+                rule=rule,
                 task=task,
                 metric=metric,
                 value=pooled.value(),
                 low=low,
                 high=high,
-                n=len(set(flat)),
+                n=n,
                 unit=unit,
                 baselines=dict(baselines.get(key, {})),
                 p_value=p_value,
+                warning=f"an interval from only {n} {unit} is rough, and may be too narrow" if n < FEW else None,
             )
         )
     return scores

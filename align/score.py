@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 Statistic = Literal["mean", "median"]
+FEW = 30
+"""Of fewer units the bootstrap's intervals are too narrow."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Score:
     Attributes
     ----------
     source, target, map, split : what was judged, and how the held-out items were chosen.
+    rule : how answers were found, as in `align.rules.RULES`; 'head' where a classifier decides.
     task, metric : e.g. 'retrieval' and 'recall_at_10'.
     value, low, high : the estimate and its 95 % interval.
     n : independent units behind the interval, and `unit` what they are ('items', or 'groups' where items of
@@ -26,11 +29,14 @@ class Score:
     baselines : the same metric of the padded identity, of shuffled pairs, of the target's own embeddings
         (native) and of chance, where they exist.
     p_value : of the permutation null (no link between source and target items), or None.
+    q_value : the same, adjusted for all that the run tested (`adjust`).
+    warning : what makes the score hard to believe, in plain words, or None.
     """
 
     source: str
     target: str
     map: str
+    rule: str
     split: str
     task: str
     metric: str
@@ -41,6 +47,8 @@ class Score:
     unit: str = "items"
     baselines: dict[str, float] = field(default_factory=dict)
     p_value: float | None = None
+    q_value: float | None = None
+    warning: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """A plain dictionary, for JSON."""
@@ -51,18 +59,26 @@ class Score:
 class Outcomes:
     """One value a held-out item (a hit or miss, a reciprocal rank, ...), with the unit that it belongs to.
 
-    An item that several split seeds held out occurs once a seed, under the same unit.
+    An item that several split seeds held out occurs once a seed, under the same unit. With `strata`, the class of each
+    one's unit, say, resampling keeps the number of units of every stratum: right where these numbers were fixed
+    beforehand, and too narrow where they were as random as the items.
     """
 
     values: np.ndarray
     units: Sequence[str]
     statistic: Statistic = "mean"
+    strata: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.units) or not len(self.units):
             raise ValueError(
                 f"{len(self.values)} outcomes for {len(self.units)} units: give one unit an outcome, and some"
             )
+        if self.strata is not None:
+            if len(self.strata) != len(self.units):
+                raise ValueError(f"{len(self.strata)} strata for {len(self.units)} outcomes: give one an outcome")
+            if len(set(zip(self.units, self.strata, strict=True))) > len(set(self.units)):
+                raise ValueError("a unit is in two strata: give all outcomes of a unit the same one")
 
     def value(self) -> float:
         """The mean or the median of all outcomes."""
@@ -78,11 +94,13 @@ def intervals(
 ) -> list[tuple[float, float]]:
     """The interval of each of several kinds of outcome of the same items, which are drawn once for all.
 
-    Raises ValueError where the units are not the same.
+    Raises ValueError where the units or strata are not the same.
     """
-    if any(one.units is not outcomes[0].units and list(one.units) != list(outcomes[0].units) for one in outcomes):
-        raise ValueError("intervals that are drawn together need outcomes of the same items")
-    codes = _codes(outcomes[0].units)
+    for name in ("units", "strata"):
+        first, *others = (getattr(one, name) for one in outcomes)
+        if any(other is not first and list(other or ()) != list(first or ()) for other in others):
+            raise ValueError("intervals that are drawn together need outcomes of the same items")
+    codes, strata = _codes(outcomes[0])
     units = int(codes.max()) + 1
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(outcomes)
     tail = (1 - level) / 2
@@ -95,14 +113,16 @@ def intervals(
                 which.append(i)
         if which:
             values = np.stack([outcomes[i].values for i in which], axis=1)
-            drawn = bootstrap(values, codes, statistic, replicates=replicates, random_state=random_state)
+            drawn = bootstrap(values, codes, statistic, strata=strata, replicates=replicates, random_state=random_state)
             for i, (low, high) in zip(which, np.quantile(drawn, [tail, 1 - tail], axis=0).T, strict=True):
                 found[i] = (float(low), float(high))
     return found
 
 
-def _codes(units: Sequence[str]) -> np.ndarray:
-    return np.unique(np.asarray(units), return_inverse=True)[1]
+def _codes(outcomes: Outcomes) -> tuple[np.ndarray, np.ndarray | None]:
+    """The number of each outcome's unit, and the stratum of each unit."""
+    _, first, codes = np.unique(np.asarray(outcomes.units), return_index=True, return_inverse=True)
+    return codes, None if outcomes.strata is None else np.asarray(outcomes.strata)[first]
 
 
 def bootstrap(
@@ -110,6 +130,7 @@ def bootstrap(
     codes: np.ndarray,
     statistic: str = "mean",
     *,
+    strata: np.ndarray | None = None,
     replicates: int = 1000,
     random_state: int = 0,
 ) -> np.ndarray:
@@ -119,6 +140,7 @@ def bootstrap(
     ----------
     values : (m,) outcomes, or (m, k) for k kinds of outcome of the same items, resampled together.
     codes : (m,) the unit of each, numbered from 0 without a gap.
+    strata : (units,) the stratum of each unit (its class, say): every stratum keeps its number of units.
 
     Returns
     -------
@@ -131,11 +153,19 @@ def bootstrap(
     counts = np.bincount(codes, minlength=units).astype(np.float64)
     sums = np.stack([np.bincount(codes, column, units) for column in columns.T], axis=1)
     order = np.argsort(columns, axis=0, kind="stable")
+    if strata is not None:
+        members = np.argsort(strata, kind="stable")
+        _, first, size = np.unique(strata[members], return_index=True, return_counts=True)
+        low, high = np.repeat(first, size).astype(np.int32), np.repeat(first + size, size).astype(np.int32)
     # Blocks bound the memory; integers of 32 bit are drawn twice as fast.
     step = max(1, 2_000_000 // max(units, len(values)))
     for start in range(0, replicates, step):
         rows = slice(start, min(start + step, replicates))
-        drawn = rng.integers(0, units, (rows.stop - start, units), dtype=np.int32)
+        shape = (rows.stop - start, units)
+        if strata is None:
+            drawn = rng.integers(0, units, shape, dtype=np.int32)
+        else:
+            drawn = members[rng.integers(low, high, shape, dtype=np.int32)]
         if statistic == "mean" and columns.shape[1] == 1:
             out[rows] = (sums[:, 0][drawn].sum(1) / counts[drawn].sum(1))[:, None]
             continue
@@ -171,6 +201,22 @@ def permutation_p(observed: float, null: np.ndarray, *, greater: bool = True) ->
     return float((1 + beaten) / (1 + len(null)))
 
 
+def adjust(scores: Sequence[Score]) -> list[Score]:
+    """The scores with q-values: their p-values adjusted so that of all that are called significant at q few are not.
+
+    The false discovery rate over all scores with a p-value (Benjamini and Hochberg 1995, also where tests depend
+    positively on each other, as metrics of one ranking do).
+    """
+    from scipy.stats import false_discovery_control
+
+    tested = [i for i, score in enumerate(scores) if score.p_value is not None]
+    out = list(scores)
+    if tested:
+        for i, q in zip(tested, false_discovery_control([scores[i].p_value for i in tested]), strict=True):
+            out[i] = replace(scores[i], q_value=float(q))
+    return out
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The paired difference of two scores on the same items: first minus second, its interval and p-value."""
@@ -196,9 +242,9 @@ def paired_test(
         raise ValueError("a paired test needs outcomes of the same items in the same order")
     if first.statistic != "mean" or second.statistic != "mean":
         raise ValueError("a paired test compares means; compare reciprocal ranks instead of a median rank")
-    codes = _codes(first.units)
+    codes, strata = _codes(first)
     gaps = np.asarray(first.values, float) - np.asarray(second.values, float)
-    drawn = bootstrap(gaps, codes, replicates=replicates, random_state=random_state)
+    drawn = bootstrap(gaps, codes, strata=strata, replicates=replicates, random_state=random_state)
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     sums = np.bincount(codes, gaps)

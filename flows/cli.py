@@ -315,6 +315,8 @@ def _short_table(run: dict[str, Any], scores: list[dict[str, Any]]) -> None:
         across = modality[score["source"]] != modality[score["target"]]
         if score["task"] == "retrieval" and score["metric"] != ("recall_at_10" if across else "recall_at_1"):
             continue
+        if score["rule"] not in ("cosine", "head") or score["task"] == "retrieval_back":
+            continue
         task = "classes" if score["task"] in ("zero_shot", "stitching") else score["task"]
         found.setdefault((score["source"], score["target"], score["map"]), {})[task, score["split"]] = score
     table = Table(title=f"run {run['id']}: value [95 % interval] on held-out items", title_justify="left")
@@ -357,6 +359,7 @@ def _long_table(run: dict[str, Any], scores: list[dict[str, Any]]) -> None:
     table = Table(
         "pair",
         "map",
+        "rule",
         "split",
         "task",
         "metric",
@@ -364,6 +367,7 @@ def _long_table(run: dict[str, Any], scores: list[dict[str, Any]]) -> None:
         "95 % interval",
         *baselines,
         "p",
+        "q",
         "n",
         title=f"run {run['id']}",
     )
@@ -374,10 +378,11 @@ def _long_table(run: dict[str, Any], scores: list[dict[str, Any]]) -> None:
         if pair != last and last is not None:
             table.add_section()
         table.add_row(
-            pair if pair != last else "", score["map"], score["split"], score["task"], score["metric"],
+            pair if pair != last else "", score["map"], score["rule"], score["split"], score["task"], score["metric"],
             _digits(score, score["value"]), f"{_digits(score, score['low'])} - {_digits(score, score['high'])}",
             *(_digits(score, score["baselines"][name]) if name in score["baselines"] else "" for name in baselines),
-            "" if score["p_value"] is None else f"{score['p_value']:.3f}", f"{score['n']} {score['unit']}",
+            *("" if score[name] is None else f"{score[name]:.3f}" for name in ("p_value", "q_value")),
+            f"{score['n']} {score['unit']}",
         )  # fmt: skip
         last = pair
     _wide(table, 170)

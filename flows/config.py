@@ -10,8 +10,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from align import MAPS, Map, make_map
+from align.measures import MEASURES
+from align.measures.health import HEALTH
+from align.measures.matrix import STANDARD
+from align.rules import RULES
 from registry import datasets, encoders
 from registry.errors import UserError, unknown
+
+Task = Literal["retrieval", "retrieval_back", "zero_shot", "stitching", "pretrained_head"]
+"""retrieval_back: targets look for sources. zero_shot: classes by prompts (needs `zero_shot`). stitching: a head trained
+on the target's labels is fed with mapped sources. pretrained_head: the same with the classifier that a target brings."""
 
 CONFIGS = Path(__file__).parent / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
@@ -71,9 +79,25 @@ class SplitConfig(_Strict):
 class ZeroShotConfig(_Strict):
     """Classes by text prompts, embedded by the target's encoder."""
 
-    templates: tuple[str, ...]
+    templates: Annotated[tuple[str, ...], Field(min_length=1)]
     class_names: dict[str, str] = {}
     """How a label reads in a prompt, where not as it is."""
+
+    @field_validator("templates")
+    @classmethod
+    def _placeholders(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if "{}" not in template:
+                raise UserError(f"zero_shot: the template '{template}' has no {{}} where the class name goes")
+        return templates
+
+    @field_validator("class_names")
+    @classmethod
+    def _distinct(cls, names: dict[str, str]) -> dict[str, str]:
+        read = list(names.values())
+        if twice := next((name for name in read if read.count(name) > 1), None):
+            raise UserError(f"zero_shot: two classes read '{twice}' in prompts: give each a name of its own")
+        return names
 
 
 class ChampionConfig(_Strict):
@@ -99,10 +123,14 @@ class RunConfig(_Strict):
     maps: tuple[MapConfig, ...]
     splits: SplitConfig = SplitConfig()
     zero_shot: ZeroShotConfig | None = None
-    stitching: bool = True
-    """Train a head on each image target's labels and feed it with mapped sources."""
-    pretrained_heads: bool = False
-    """Feed the classifiers that encoders bring along with mapped sources."""
+    tasks: tuple[Task, ...] | None = None
+    """What pairs are judged by, each where it applies; all but 'retrieval_back' and 'pretrained_head' where not said."""
+    rules: tuple[str, ...] = ("cosine",)
+    """How answers are found, in retrieval and zero-shot classes; the cosine is always among them."""
+    measures: tuple[str, ...] = STANDARD
+    """Of the similarity of all spaces."""
+    health: tuple[str, ...] = ()
+    """Measures of each space by itself."""
     champion: ChampionConfig | None = None
     mlflow: MLflowConfig = MLflowConfig()
     on_bad_item: Literal["stop", "skip"] = "stop"
@@ -117,6 +145,17 @@ class RunConfig(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         datasets.check(self.dataset.name, self.dataset.options)
+        for key, names, valid in (
+            ("rule", self.rules, RULES), ("measure", self.measures, MEASURES), ("health measure", self.health, HEALTH),
+        ):  # fmt: skip
+            if wrong := next((name for name in names if name not in valid), None):
+                raise unknown(key, wrong, valid)
+        if "cosine" not in self.rules:
+            raise UserError("rules: the cosine, which others are held against, must be among them")
+        if self.tasks is not None and "zero_shot" in self.tasks and self.zero_shot is None:
+            raise UserError(
+                "tasks: 'zero_shot' needs the classes' prompts: give zero_shot: {templates: ['a photo of {}']}"
+            )
         for name, space in self.spaces.items():
             if not re.fullmatch(r"[\w.:+-]+", name):
                 raise UserError(f"space name '{name}': use letters, digits and _ . : + -")
@@ -144,12 +183,19 @@ class RunConfig(_Strict):
         for pair in asked:
             if pair not in self.pairs:
                 raise UserError(f"maps: the pair {list(pair)} is not among the run's pairs")
-        for what, names in (("pair", self.pairs), ("map label", [of_map.label for of_map in self.maps])):
+        for what, names in (
+            ("pair", self.pairs), ("map label", [of_map.label for of_map in self.maps]), ("rule", self.rules),
+            ("measure", self.measures), ("health measure", self.health), ("task", self.tasks or ()),
+        ):  # fmt: skip
             if twice := next((name for name in names if list(names).count(name) > 1), None):
                 raise UserError(f"{what} {twice!r} is given twice")
         if not self.pairs or not self.maps or not self.splits.seeds or not all(self.splits.seeds.values()):
             raise UserError("a run needs at least one pair, one map, one kind of split and one seed")
         return self
+
+    def asks(self, task: Task) -> bool:
+        """Whether the run is to judge by a task, where it applies."""
+        return task not in ("retrieval_back", "pretrained_head") if self.tasks is None else task in self.tasks
 
     def maps_for(self, source: str, target: str) -> tuple[MapConfig, ...]:
         """The maps that this pair is fitted with."""

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from align import load_map
-from align.evaluation import pool
+from align.evaluation import HEAD, pool
 from align.maps import Identity
+from align.score import Score, adjust
 from flows.config import RunConfig
 from flows.steps import Workbench, dataset_of, encoder_of, map_folder, prompts_of, store
 from registry import report
@@ -23,10 +24,10 @@ from registry.results import ResultStore, load_run, runs_folder, save_run
 from registry.stitched import export, log_model
 
 
-def score(config: RunConfig, kind: str, addresses: list[dict[str, str]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def score(config: RunConfig, kind: str, addresses: list[dict[str, str]]) -> tuple[list[Score], dict[str, Any]]:
     """Pool the seeds of one kind of split: all scores, and of each pair its diagnostics and seconds."""
     results = ResultStore()
-    scores: list[dict[str, Any]] = []
+    scores: list[Score] = []
     details: dict[str, Any] = {}
     for source, target in config.pairs:
         kept = [results.get(seed[f"{source} -> {target}"]) for seed in addresses]
@@ -35,31 +36,32 @@ def score(config: RunConfig, kind: str, addresses: list[dict[str, str]]) -> tupl
         contents = [one[0] for one in kept if one is not None]
         outcomes = [
             {
-                tuple(key.split("\t")): (one[1][key], contents[0]["statistics"]["/".join(key.split("\t")[1:])])
+                tuple(key.split("\t")): (one[1][key], contents[0]["statistics"]["/".join(key.split("\t")[2:])])
                 for key in contents[0]["order"]
             }
             for one in kept
             if one is not None
         ]
         baselines: dict[Any, dict[str, float]] = {}
-        for label, task, metric in outcomes[0]:
-            at = f"{task}/{metric}"
+        for label, rule, task, metric in outcomes[0]:
+            # What is mapped is judged by the same rule; the target's own answers and chance know no rule.
+            places = {"identity": f"{rule}/{task}/{metric}"} | dict.fromkeys(("native", "chance"), f"{task}/{metric}")
             found = {
                 name: float(np.mean([content["baselines"][name][at] for content in contents]))
-                for name in ("identity", "native", "chance")
+                for name, at in places.items()
                 if at in contents[0]["baselines"][name]
             }
-            if label in contents[0]["shuffled"] and at in contents[0]["shuffled"][label]:
+            if (at := places["identity"]) in contents[0]["shuffled"].get(label, {}):
                 found["shuffled"] = contents[0]["shuffled"][label][at]
-            baselines[label, task, metric] = found
-        pooled = pool(
+            baselines[label, rule, task, metric] = found
+        scores += pool(
             {"source": source, "target": target, "split": kind}, outcomes, [content["units"] for content in contents],
             baselines, unit="items" if kind == "item" else "groups",
         )  # fmt: skip
-        scores += [one.as_dict() for one in pooled]
         details[f"{source} -> {target}"] = {
             "seconds": sum(content["seconds"] for content in contents),
             "reports": contents[0]["reports"],
+            "cross_validated": contents[0]["cross_validated"],
             "anchors": contents[0]["anchors"],
             "held_out": contents[0]["held_out"],
         }
@@ -69,7 +71,8 @@ def score(config: RunConfig, kind: str, addresses: list[dict[str, str]]) -> tupl
 def summarise(config: RunConfig, run: dict[str, Any], addresses: dict[str, Any]) -> None:
     """Complete a run's record from the kept results, and keep it."""
     keys, dataset = addresses["keys"], dataset_of(config)
-    scores: list[dict[str, Any]] = []
+    scores: list[Score] = []
+    ranking: list[dict[str, Any]] = []
     pairs: dict[str, dict[str, Any]] = {}
     splits: dict[tuple[str, int], dict[str, Any]] = {}
     for kind in config.splits.seeds:
@@ -81,11 +84,17 @@ def summarise(config: RunConfig, run: dict[str, Any], addresses: dict[str, Any])
             pair = pairs.setdefault(name, {"source": source, "target": target, "seconds": 0.0, "reports": {}})
             pair["seconds"] += detail["seconds"]
             pair["reports"][kind] = detail["reports"]
+            ranking += [
+                {"source": source, "target": target, "map": label, "rule": rule, "task": task, "metric": metric, "value": value}
+                for label, values in detail["cross_validated"].items()
+                for at, value in values.items()
+                for rule, task, metric in [at.split("/")]
+            ]  # fmt: skip
         first = next(iter(details.values()))
         for seed, _ in of_kind:
             sizes = {"anchors": first["anchors"], "held_out": first["held_out"]}
             splits[kind, seed] = {"kind": kind, "seed": seed, **sizes}
-    best = champion(addresses["fit"])
+    best = champion(ranking, addresses["fit"])
     compared = ResultStore().get(addresses["compare"])
     spaces = describe_spaces(config, keys)
     run |= {
@@ -99,7 +108,8 @@ def summarise(config: RunConfig, run: dict[str, Any], addresses: dict[str, Any])
         "splits": list(splits.values()),
         "spaces": spaces,
         "pairs": list(pairs.values()),
-        "scores": scores,
+        "scores": [one.as_dict() for one in adjust(scores)],
+        "ranking": ranking,
         "similarity": compared[0] if compared and compared[0]["spaces"] else None,
         "projection": projection(config, best, keys) if best else None,
         "champion": best,
@@ -141,7 +151,7 @@ def register_champion(config: RunConfig, run_id: str, parent: str) -> str | None
         mine = [
             {key: one[key] for key in ("split", "task", "metric", "value", "low", "high", "n", "unit", "baselines")}
             for one in run["scores"]
-            if all(one[key] == best[key] for key in ("source", "target", "map"))
+            if all(one[key] == best[key] for key in ("source", "target", "map")) and one["rule"] in ("cosine", HEAD)
         ]
         card = {
             "run": run_id,
@@ -190,21 +200,28 @@ def recorded(run_id: str, parent: str) -> None:
     save_run(run)
 
 
-def champion(fits: dict[str, str]) -> dict[str, Any] | None:
-    """The candidate that cross-validation on the anchors prefers, with all candidates."""
+def champion(ranking: list[dict[str, Any]], fits: dict[str, str]) -> dict[str, Any] | None:
+    """The candidate that classifies the anchors best by prompts under cross-validation, with all candidates.
+
+    Equal ones go by their retrieval. A stitched model answers by cosine, so that is what is judged.
+    """
+    values: dict[tuple[str, str, str], dict[str, float]] = {}
+    for one in ranking:
+        if one["rule"] == "cosine":
+            values.setdefault((one["source"], one["target"], one["map"]), {})[one["metric"]] = one["value"]
     ranked = []
     for pair, key in fits.items():
         kept = ResultStore().get(key)
         source, target = pair.split(" -> ")
-        if kept is not None:
-            ranked += [
-                {"source": source, "target": target, "map": label, "value": value, "fit": key}
-                for label, value in kept[0]["cross_validated"].items()
-            ]
+        for label in kept[0]["maps"] if kept is not None else ():
+            of_map = values.get((source, target, label), {})
+            if "accuracy" in of_map:
+                found = {"value": of_map["accuracy"], "recall_at_10": of_map["recall_at_10"]}
+                ranked.append({"source": source, "target": target, "map": label, "fit": key, **found})
     if not ranked:
         return None
-    ranked.sort(key=lambda one: -one["value"])
-    return {**ranked[0], "metric": "recall_at_10", "candidates": ranked, "uri": None}
+    ranked.sort(key=lambda one: (-one["value"], -one["recall_at_10"]))
+    return {**ranked[0], "task": "zero_shot", "metric": "accuracy", "candidates": ranked, "uri": None}
 
 
 def projection(config: RunConfig, best: dict[str, Any], keys: dict[str, str]) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from align import Pair, Split
 from align.evaluation import Anchors, Evaluation, Tasks
 from align.maps import Identity
+from align.measures.health import health
 from align.measures.matrix import similarity_matrices
 from align.pair import split as split_items
 from align.tasks.classification import LinearHead
@@ -85,7 +87,7 @@ def embed(config: RunConfig, name: str, progress: Progress) -> str:
 
 def prompt_targets(config: RunConfig) -> list[str]:
     """The spaces that class prompts are embedded in: text targets of image sources."""
-    if config.zero_shot is None:
+    if config.zero_shot is None or not config.asks("zero_shot"):
         return []
     wanted = [t for s, t in config.pairs if modality(config, s) == "image" and modality(config, t) == "text"]
     return [t for t in dict.fromkeys(wanted) if config.spaces[t].encoder != "precomputed"]
@@ -185,15 +187,14 @@ class Workbench:
         return Evaluation(sides[0], sides[1], *pair.take(split.held_out), split, tasks), pair
 
     def _tasks(self, pair: Pair, source: str, target: str) -> Tasks:
-        if self.dataset.labels is None:
-            return Tasks()
-        of_item = dict(zip(self.dataset.keys, self.dataset.labels, strict=True))
+        asks = self.config.asks
+        tasks: dict[str, Any] = {"rules": self.config.rules, "back": asks("retrieval_back")}
+        of_item = dict(zip(self.dataset.keys, self.dataset.labels or (), strict=bool(self.dataset.labels)))
         if not all(key in of_item for key in pair.keys):
-            return Tasks()
-        labels = [of_item[key] for key in pair.keys]
+            return Tasks(**tasks)
         image_target = modality(self.config, target) == "image"
-        tasks: dict[str, Any] = {"labels": labels, "stitch": self.config.stitching and image_target}
-        if target in self.prompts and modality(self.config, source) == "image":
+        tasks |= {"labels": [of_item[key] for key in pair.keys], "stitch": asks("stitching") and image_target}
+        if asks("zero_shot") and target in self.prompts and modality(self.config, source) == "image":
             space = self.prompts[target]
             prompts = prompts_of(self.config)
             assert self.config.zero_shot is not None
@@ -203,7 +204,7 @@ class Workbench:
                 "prompts": space.take(np.arange(len(space))),
                 "prompt_labels": [reads.get(of_prompt[key], of_prompt[key]) for key in space.keys],
             }
-        if self.config.pretrained_heads and image_target:
+        if asks("pretrained_head") and image_target:
             heads = [encoder_of(self.config.spaces[name]) for name in (target, source)]
             if isinstance(heads[0], HasHead):
                 tasks["pretrained_head"] = _head(self.config, target)
@@ -234,9 +235,9 @@ def candidates(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def fit(config: RunConfig, source: str, target: str, keys: dict[str, str]) -> str:
-    """Fit a pair's maps on the anchors of the first split and judge them there by cross-validation; keeps the maps.
+    """Fit a pair's maps on the anchors of the first split, for a stitched model to be made of; gives their address.
 
-    Gives the address of {map label: cross-validated recall at 10}; the maps lie beside it, see `map_folder`.
+    The maps lie beside it, see `map_folder`.
     """
     kind, seed = config.splits.all[0]
     dataset = dataset_of(config)
@@ -251,12 +252,9 @@ def fit(config: RunConfig, source: str, target: str, keys: dict[str, str]) -> st
     if results.get(key) is None:
         bench = Workbench(config, {name: keys[name] for name in (source, target)}, {}, kind, seed)
         evaluation, _ = bench.evaluation(source, target)
-        scores = {}
         for m in maps:
-            fitted = _named(evaluation.fit, m, source, target)
-            scores[m.label] = evaluation.cross_validate(fitted)
-            fitted.save(map_folder(key, m.label))
-        results.put(key, {"cross_validated": scores})
+            _named(evaluation.fit, m, source, target).save(map_folder(key, m.label))
+        results.put(key, {"maps": [m.label for m in maps]})
     return key
 
 
@@ -289,7 +287,7 @@ def evaluation_keys(
                 "step": "evaluate", "spaces": [keys[source], keys[target]], "prompts": prompts.get(target),
                 "maps": [m.model_dump(exclude={"pairs"}) for m in config.maps_for(source, target)],
                 "splits": [kind, seed, config.splits.held_out, config.splits.folds], "shuffled": _shuffles(config, kind, seed),
-                "data": _data_digest(dataset), "stitching": config.stitching, "heads": config.pretrained_heads,
+                "data": _data_digest(dataset), "tasks": config.tasks, "rules": config.rules,
                 "zero_shot": config.zero_shot and config.zero_shot.model_dump(),
             }
         )
@@ -334,16 +332,17 @@ def _outcomes(
     baselines["identity"] = {"/".join(k): float(getattr(np, how)(v)) for k, (v, how) in identity_.items()}
     arrays: dict[str, np.ndarray] = {}
     statistics: dict[str, str] = {}
-    reports, shuffled = {}, {}
+    reports, shuffled, chosen = {}, {}, {}
     for m in config.maps_for(source, target):
         fitted = _named(evaluation.fit, m, source, target)
         reports[m.label] = fitted.report_
-        for (task, metric), (values, how) in evaluation.judge(fitted).items():
-            arrays[f"{m.label}\t{task}\t{metric}"] = values.astype(np.float32)
+        for (rule, task, metric), (values, how) in evaluation.judge(fitted).items():
+            arrays[f"{m.label}\t{rule}\t{task}\t{metric}"] = values.astype(np.float32)
             statistics[f"{task}/{metric}"] = how
         if fitted.paired and _shuffles(config, bench.kind, bench.seed):
             judged = evaluation.judge(evaluation.fit_shuffled(fitted)).items()
             shuffled[m.label] = {"/".join(k): float(getattr(np, how)(v)) for k, (v, how) in judged}
+            chosen[m.label] = {"/".join(k): v for k, v in evaluation.cross_validate(fitted).items()}
     held_out = [pair.keys[row] for row in evaluation.split.held_out]
     units = held_out
     if bench.kind == "group" and bench.dataset.groups is not None:
@@ -351,15 +350,16 @@ def _outcomes(
         units = [of_item[key] for key in held_out]
     sizes = {"anchors": len(evaluation.split.anchors), "held_out": len(held_out)}
     content = {
-        "baselines": baselines, "shuffled": shuffled, "statistics": statistics, "reports": reports,
+        "baselines": baselines, "shuffled": shuffled, "cross_validated": chosen, "statistics": statistics, "reports": reports,
         "items": held_out, "units": units, "order": list(arrays), **sizes,
     }  # fmt: skip
     return content, arrays
 
 
 def compare(config: RunConfig, keys: dict[str, str]) -> str:
-    """Similarity of all spaces on their common items; gives the result's address."""
-    key = address({"step": "compare", "spaces": {name: keys[name] for name in config.spaces}})
+    """Similarity of all spaces on their common items, and the health of each; gives the result's address."""
+    wanted = {"measures": config.measures, "health": config.health}
+    key = address({"step": "compare", "spaces": {name: keys[name] for name in config.spaces}, **wanted})
     results = ResultStore()
     if results.get(key) is None:
         spaces = {name: store().open(keys[name], name, verify=False) for name in config.spaces}
@@ -368,8 +368,15 @@ def compare(config: RunConfig, keys: dict[str, str]) -> str:
         if len(common) < 4:
             return results.put(key, {"spaces": [], "items": len(common)})
         rows = {name: space.take(np.array([space.position[item] for item in common])) for name, space in spaces.items()}
-        matrices = similarity_matrices(rows)
-        content = {name: matrix.round(6).tolist() for name, matrix in matrices.items()}
-        chance = min(10, len(common) - 1) / (len(common) - 1)
-        results.put(key, {"spaces": list(spaces), "items": len(common), "mutual_knn_chance": chance, **content})
+        matrices = similarity_matrices(rows, config.measures)
+        kept = {name: matrix.round(6).tolist() for name, matrix in matrices.items()}
+        readings = {
+            name: {measure: asdict(one) for measure, one in health(space, config.health).items()}
+            if config.health
+            else {}
+            for name, space in rows.items()
+        }
+        chance = min(10, len(common) - 2) / (len(common) - 1)
+        content = {"spaces": list(spaces), "items": len(common), "mutual_knn_chance": chance}
+        results.put(key, {**content, "matrices": kept, "health": readings})
     return key

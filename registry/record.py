@@ -15,6 +15,7 @@ from uuid import uuid4
 import yaml
 from filelock import FileLock
 
+from align.evaluation import HEAD
 from registry.errors import UserError, one_line
 from registry.home import home
 
@@ -204,11 +205,22 @@ def _log_parent(mlflow: MlflowClient, run_id: str, run: dict[str, Any]) -> None:
     params |= {f"version/{name}": version for name, version in run["versions"].items()}
     metrics = {metric_name("seconds", name): value for name, value in run["timings"].items()}
     if run["champion"]:
-        metrics["champion/cross-validated recall_at_10"] = run["champion"]["value"]
+        best = run["champion"]
+        metrics[metric_name("champion", f"cross-validated {best['task']} {best['metric']}")] = best["value"]
     _log(mlflow, run_id, metrics, params)
     mlflow.set_tag(run_id, "mlflow.note.content", _note(run))
     mlflow.log_text(run_id, yaml.safe_dump(run["config"], sort_keys=False), "config.yaml")
     mlflow.log_dict(run_id, run, "run.json")
+    if run["scores"]:
+        mlflow.log_table(run_id, _columns(run["scores"]), "scores.json")
+    if run["ranking"]:
+        mlflow.log_table(run_id, _columns(run["ranking"]), "ranking.json")
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows of plain values as columns; what is nested is left to run.json."""
+    plain = [key for key, value in rows[0].items() if not isinstance(value, dict | list)]
+    return {key: [row[key] for row in rows] for key in plain}
 
 
 def _note(run: dict[str, Any]) -> str:
@@ -219,7 +231,7 @@ def _note(run: dict[str, Any]) -> str:
     if best := run["champion"]:
         lines.append(
             f"Champion by cross-validation on the anchors: **{best['source']} -> {best['target']}** by **{best['map']}** "
-            f"({best['metric']} {best['value']:.3f})."
+            f"(zero-shot {best['metric']} {best['value']:.3f})."
         )
     lines += [f"Note: {note}" for note in run["notes"]]
     return "\n\n".join(lines)
@@ -231,11 +243,15 @@ def _log_pair(mlflow: MlflowClient, run_id: str, run: dict[str, Any], pair: dict
     for score in run["scores"]:
         if (score["source"], score["target"]) != (pair["source"], pair["target"]):
             continue
-        name = metric_name(score["split"], score["task"], score["metric"], score["map"])
+        by = score["map"] if score["rule"] in ("cosine", HEAD) else f"{score['map']} by {score['rule']}"
+        name = metric_name(score["split"], score["task"], score["metric"], by)
         metrics |= {name: score["value"], f"{name}.low": score["low"], f"{name}.high": score["high"]}
         for baseline, value in score["baselines"].items():
             at = metric_name(score["split"], score["task"], score["metric"], "baseline")
-            # Only the shuffled baseline depends on the map; the others are one number for all maps.
+            # Only the shuffled baseline depends on the map; the others are one number for all maps. With another rule
+            # than the cosine the identity's and the shuffled pairs' scores are left to the record.
+            if by != score["map"]:
+                continue
             metrics[f"{name}.shuffled" if baseline == "shuffled" else f"{at} {baseline}"] = value
     params: dict[str, Any] = {}
     for side in ("source", "target"):

@@ -22,14 +22,19 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
+from scipy.cluster.hierarchy import dendrogram, linkage
+from scipy.spatial.distance import squareform
 
+from align.evaluation import HEAD
 from align.files import write_atomically
+from align.measures import MEASURES
 
 Row = dict[str, Any]
 PairName = tuple[str, str]
 
 TASKS = {
     "retrieval": "Retrieval",
+    "retrieval_back": "Retrieval backwards, sources by targets",
     "zero_shot": "Zero-shot classes by prompt",
     "stitching": "Zero-shot stitching",
     "pretrained_head": "Pretrained head",
@@ -69,15 +74,17 @@ class Record:
     def __init__(self, run: dict[str, Any]) -> None:
         self.run = run
         self.spaces: dict[str, Row] = {space["name"]: space for space in run.get("spaces") or []}
-        self.scores: list[Row] = run.get("scores") or []
+        self.all_scores: list[Row] = run.get("scores") or []
+        # Pictures and tables are of the cosine (or a head); what other rules do is in the ranking.
+        self.scores = [s for s in self.all_scores if s["rule"] in ("cosine", HEAD)]
         self.splits = sorted(dict.fromkeys(s["split"] for s in self.scores), key=lambda split: split != "item")
         self.maps = list(dict.fromkeys(s["map"] for s in self.scores))
         known = dict.fromkeys((p["source"], p["target"]) for p in [*(run.get("pairs") or []), *self.scores])
         routes = list(dict.fromkeys(map(self.route, known)))
         self.pairs = sorted(known, key=lambda pair: (routes.index(self.route(pair)), self.is_control(pair)))
         self._by_name = {
-            (s["source"], s["target"], s["map"], s["split"], s["task"], s["metric"]): s
-            for s in self.scores
+            (s["source"], s["target"], s["map"], s["rule"], s["split"], s["task"], s["metric"]): s
+            for s in self.all_scores
             if math.isfinite(_number(s["value"]))
         }
 
@@ -100,6 +107,8 @@ class Record:
         found: dict[tuple[str, str, str], set[PairName]] = {}
         for s in self.scores:
             pair = (s["source"], s["target"])
+            if s["task"] == "retrieval_back":
+                continue
             if s["task"] != "retrieval" or s["metric"] == self.headline(pair):
                 found.setdefault((s["task"], s["metric"], self.route(pair)), set()).add(pair)
         order = list(TASKS)
@@ -108,8 +117,13 @@ class Record:
             for key in sorted(found, key=lambda key: order.index(key[0]) if key[0] in order else len(order))
         ]
 
-    def score(self, pair: PairName, map_: str, split: str, task: str, metric: str) -> Row | None:
-        return self._by_name.get((*pair, map_, split, task, metric))
+    def score(
+        self, pair: PairName, map_: str, split: str, task: str, metric: str, rule: str | None = None
+    ) -> Row | None:
+        """The score by this rule; by the cosine, or by the head that the task is about, where none is named."""
+        rules = ("cosine", HEAD) if rule is None else (rule,)
+        found = (self._by_name.get((*pair, map_, one, split, task, metric)) for one in rules)
+        return next(filter(None, found), None)
 
     def of(self, section: Section, pair: PairName, split: str) -> list[Row]:
         """The pair's scores in this section, one a map."""
@@ -320,20 +334,27 @@ def _value(row: Row | None) -> float:
 
 
 def _similarity(record: Record) -> Figure | None:
-    found = record.run.get("similarity")
-    if not found or not found.get("spaces"):
+    """A panel a measure, the spaces in the order of the tree below, which joins the most alike first."""
+    found = record.run.get("similarity") or {}
+    matrices = {name: np.array(values, dtype=float) for name, values in (found.get("matrices") or {}).items()}
+    if not matrices or not found.get("spaces"):
         return None
-    spaces: list[str] = found["spaces"]
+    tree = _tree(matrices)
+    order = np.arange(len(found["spaces"])) if tree is None else np.array(tree[1]["leaves"])
+    spaces = [found["spaces"][i] for i in order]
     n = len(spaces)
-    matrix = {
-        name: np.array(found[name], dtype=float) for name in ("cka", "cka_debiased", "mutual_knn") if found.get(name)
-    }
-    cka = matrix.get("cka", np.full((n, n), np.nan))
-    if "cka_debiased" in matrix:
-        cka = np.where(np.triu(np.ones((n, n), dtype=bool)), matrix["cka_debiased"], cka)
-    knn = matrix.get("mutual_knn", np.full((n, n), np.nan)).copy()
-    for values in (cka, knn):
-        np.fill_diagonal(values, np.nan)
+    matrices = {name: values[np.ix_(order, order)] for name, values in matrices.items()}
+    panels: list[tuple[np.ndarray, float, str, str]] = []
+    if "cka" in matrices and "cka_debiased" in matrices:
+        both = np.where(np.triu(np.ones((n, n), dtype=bool)), matrices.pop("cka_debiased"), matrices.pop("cka"))
+        panels.append((both, 1.0, "Linear CKA", "above the diagonal debiased, below biased"))
+    for name, values in matrices.items():
+        shown = values[np.isfinite(values) & ~np.eye(n, dtype=bool)]
+        highest = max(0.1, math.ceil(10 * shown.max(initial=0)) / 10)
+        words = "larger is closer" if name not in MEASURES or MEASURES[name].larger_is_closer else "smaller is closer"
+        if name == "mutual_knn" and found.get("mutual_knn_chance") is not None:
+            words = f"share of neighbours in common; chance {found['mutual_knn_chance']:.3f}"
+        panels.append((values, highest, name.replace("_", " "), words))
     controls = [record.control(name) for name in spaces]
     labels = [
         f"{_drawn(name, 26)}{' (control)' if control else ''}" for name, control in zip(spaces, controls, strict=True)
@@ -342,38 +363,54 @@ def _similarity(record: Record) -> Figure | None:
     left = _room(labels, size)
     names = left * 0.68
     side = min((WIDTH - left - names) / 2, 0.75 * n)
-    head = 1.3 + names
+    head, below, strip = 0.9, 0.55, names + 0.4
+    rows = -(-len(panels) // 2)
+    trunk = 0.0 if tree is None else 2.2 + left * 0.7
     figure = _page(
-        head + side + 0.55,
+        head + rows * (strip + side + below) + trunk,
         "How alike the spaces are",
         "Measured without a map. CKA does not fall to 0 between unrelated spaces, least of all the biased one: hold it "
-        "against\nthe controls. The diagonal is 1 by definition and left out.",
-    )
-    chance = found.get("mutual_knn_chance")
-    highest = max(0.1, math.ceil(10 * np.nanmax(knn, initial=0)) / 10)
-    panels: tuple[tuple[np.ndarray, float, str, str], ...] = (
-        (cka, 1.0, "Linear CKA", "above the diagonal debiased, below biased"),
-        (
-            knn,
-            highest,
-            "Mutual nearest neighbours",
-            "share of neighbours in common" + ("" if chance is None else f"; chance {chance:.3f}"),
-        ),
+        "against\nthe controls. The diagonal is known by definition and left out.",
     )
     for k, (values, top, title, subtitle) in enumerate(panels):
-        x = left + k * (side + 0.3)
-        panel = _panel(figure, x, head, side, side)
+        values = np.where(np.eye(n, dtype=bool), np.nan, values)
+        x, y = left + (k % 2) * (side + 0.3), head + (k // 2) * (strip + side + below) + strip
+        panel = _panel(figure, x, y, side, side)
         panel.set(xlim=(0, n), ylim=(n, 0))
         _cells(panel, values, 0, 0, top, 7 if n > 8 else 7.4)
         panel.plot([0, n], [0, n], color="white", linewidth=2)
         panel.xaxis.tick_top()
-        for axis, shown in ((panel.xaxis, labels), (panel.yaxis, labels if k == 0 else [""] * n)):
+        for axis, shown in ((panel.xaxis, labels), (panel.yaxis, labels if k % 2 == 0 else [""] * n)):
             _name_ticks(axis, np.arange(n) + 0.5, shown, controls, size)
         _slant(panel)
         panel.text(0, -(names + 0.2) * n / side, title, size=10, weight="bold", color=INK)
         panel.text(0, -(names + 0.02) * n / side, subtitle, size=8, color=QUIET)
-        _colour_bar(figure, x, head + side + 0.15, 1.8, top)
+        _colour_bar(figure, x, y + side + 0.15, 1.8, top)
+    if tree is not None:
+        name, drawn = tree
+        panel = _panel(figure, left, head + rows * (strip + side + below) + 0.35, WIDTH - left - 0.4, 1.4)
+        for across, up in zip(drawn["icoord"], drawn["dcoord"], strict=True):
+            panel.plot(across, up, color=INK, linewidth=1)
+        panel.set(xlim=(0, 10 * n), ylim=(0, None))
+        _name_ticks(panel.xaxis, 10 * np.arange(n) + 5, labels, controls, size)
+        for tick in panel.get_xticklabels():
+            tick.set(rotation=-SLANT, ha="left", rotation_mode="anchor")
+        panel.set_title(f"The same as a tree: average linkage of {name}", size=10, weight="bold", color=INK, loc="left")
     return figure
+
+
+def _tree(matrices: dict[str, np.ndarray]) -> tuple[str, dict[str, Any]] | None:
+    """A dendrogram of the spaces by debiased CKA, or else by the first complete matrix of two sides alike."""
+    for name in ("cka_debiased", *matrices):
+        values = matrices.get(name)
+        if values is None or len(values) < 3 or not np.isfinite(values).all() or not np.allclose(values, values.T):
+            continue
+        closer = name not in MEASURES or MEASURES[name].larger_is_closer
+        gaps = values.max() - values if closer else values.copy()
+        np.fill_diagonal(gaps, 0)
+        drawn = dendrogram(linkage(squareform(gaps, checks=False), "average"), no_plot=True)
+        return ("1 − " if closer else "") + name.replace("_", " "), drawn
+    return None
 
 
 def _projection(record: Record) -> Figure | None:
@@ -638,6 +675,8 @@ def html(run: dict[str, Any], folder: Path) -> Path:
         headlines=_headlines(record),
         tables=_tables(record),
         candidates=_candidates(record),
+        ranking=_ranking(record),
+        health=_health(record),
         skipped=[(s["name"], *item) for s in record.spaces.values() for item in s.get("skipped") or []],
         config=yaml.safe_dump(run.get("config") or {}, sort_keys=False, allow_unicode=True),
         baselines=BASELINES,
@@ -779,7 +818,35 @@ def _candidates(record: Record) -> list[tuple[Row, list[Row | None]]]:
     return [
         (
             row,
-            [record.score(_pair(row), row["map"], s, "retrieval", champion["metric"]) for s in record.splits],
+            [record.score(_pair(row), row["map"], s, champion["task"], champion["metric"]) for s in record.splits],
         )
         for row in rows
     ]
+
+
+def _ranking(record: Record) -> list[tuple[str, str, list[tuple[Row, list[Row | None]]]]]:
+    """By task and modalities: pair, map and rule as the anchors order them, with what the held-out items then said."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in record.run.get("ranking") or []:
+        pair = _pair(row)
+        if row["metric"] == (record.headline(pair) if row["task"].startswith("retrieval") else row["metric"]):
+            found.setdefault((row["task"], record.route(pair), row["metric"]), []).append(row)
+    order = list(TASKS)
+    return [
+        (
+            f"{_task(task)}, {route}",
+            metric,
+            [
+                (row, [record.score(_pair(row), row["map"], s, task, metric, row["rule"]) for s in record.splits])
+                for row in sorted(rows, key=lambda row: -_number(row["value"]))
+            ],
+        )
+        for (task, route, metric), rows in sorted(found.items(), key=lambda item: order.index(item[0][0]))
+    ]
+
+
+def _health(record: Record) -> tuple[list[str], list[tuple[str, list[Row | None]]]]:
+    """The measures' names, and each space's readings."""
+    readings = (record.run.get("similarity") or {}).get("health") or {}
+    names = list(dict.fromkeys(name for of_space in readings.values() for name in of_space))
+    return names, [(space, [of_space.get(name) for name in names]) for space, of_space in readings.items() if of_space]

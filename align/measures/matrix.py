@@ -1,51 +1,75 @@
-"""All spaces against all: CKA and mutual nearest neighbours from one pass over the items."""
+"""All spaces against all, each prepared once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from align.measures.similarity import neighbour_overlap, neighbours
+from align.measures import MEASURES, make_measure
+from align.measures.base import centred
+from align.measures.similarity import DebiasedLinearCKA, LinearCKA, NeighbourMeasure
 
 BLOCK_BYTES = 2**27
+STANDARD = ("cka", "cka_debiased", "mutual_knn")
 
 
-def similarity_matrices(spaces: Mapping[str, np.ndarray], *, k: int = 10) -> dict[str, np.ndarray]:
-    """Linear CKA (biased and debiased) and mutual kNN between all spaces of the same n items.
+def similarity_matrices(
+    spaces: Mapping[str, np.ndarray], measures: Sequence[str] = STANDARD, *, k: int = 10
+) -> dict[str, np.ndarray]:
+    """Measures between all spaces of the same n items.
 
     Parameters
     ----------
     spaces : name to rows (n, d), row i being the same item in all.
-    k : neighbours of mutual kNN.
+    measures : names in `MEASURES`.
+    k : neighbours of those that look at neighbours; all but one of the others where there are not more.
 
     Returns
     -------
-    'cka', 'cka_debiased' and 'mutual_knn': symmetric matrices in the order of `spaces`. Kernels are taken in blocks
-    of rows, so that memory does not grow with n squared.
+    name to matrix, in the order of `spaces`: row X, column Y. Both linear CKA come from one pass over the items, whose
+    kernels are taken in blocks of rows, in single precision.
+
+    Raises ValueError for an unknown measure, different items, or what a measure refuses, naming the space.
     """
-    names = list(spaces)
-    n = len(next(iter(spaces.values())))
+    n = len(next(iter(spaces.values()), ()))
     if any(len(X) != n for X in spaces.values()):
         raise ValueError("similarity needs the same items in every space")
-    if n < 4:
-        raise ValueError(f"similarity needs at least 4 items, got {n}")
-    centred = [X.astype(np.float32) - X.mean(0, dtype=np.float64).astype(np.float32) for X in spaces.values()]
-    # A common factor of a space cancels in CKA; without it float32 products of large features lose digits.
-    centred = [x / np.sqrt(np.mean(np.sum(x.astype(np.float64) ** 2, axis=1))).astype(np.float32) for x in centred]
-    biased, debiased = np.zeros((2, len(names), len(names)))
-    rows = max(1, BLOCK_BYTES // (4 * n * len(names)))
-    squares = np.stack([np.sum(x.astype(np.float64) ** 2, axis=1) for x in centred])
-    for start in range(0, n, rows):
-        kernels = np.stack([(x[start : start + rows] @ x.T).ravel() for x in centred])
+    made = {}
+    for name in measures:
+        few = {"k": max(1, min(k, n - 2))} if issubclass(MEASURES.get(name, LinearCKA), NeighbourMeasure) else {}
+        made[name] = make_measure(name, **few)
+    strictest = max(made.values(), key=lambda measure: measure.minimum, default=LinearCKA())
+    spaces = {name: strictest.check_space(X, name) for name, X in spaces.items()}
+    linear = _linear_cka(list(spaces.values())) if {LinearCKA.name, DebiasedLinearCKA.name} & set(made) else {}
+    out = {}
+    for name, measure in made.items():
+        if name in linear:
+            out[name] = linear[name]
+            continue
+        prepared = [measure.prepare(X) for X in spaces.values()]
+        out[name] = np.zeros((len(spaces), len(spaces)))
+        for i, a in enumerate(prepared):
+            for j, b in enumerate(prepared):
+                mirrored = measure.symmetric and j < i
+                out[name][i, j] = out[name][j, i] if mirrored else measure.compare(a, b)
+    return out
+
+
+def _linear_cka(spaces: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    rows = [centred(X.astype(np.float32)) for X in spaces]
+    n = len(rows[0])
+    biased = np.zeros((len(rows), len(rows)))
+    step = max(1, BLOCK_BYTES // (4 * n * len(rows)))
+    squares = np.stack([np.sum(x.astype(np.float64) ** 2, axis=1) for x in rows])
+    for start in range(0, n, step):
+        kernels = np.stack([(x[start : start + step] @ x.T).ravel() for x in rows])
         biased += kernels @ kernels.T
     # The unbiased HSIC (Song et al. 2012): diagonals are left out; centred rows then sum to minus their own square.
     totals = squares.sum(1)
     traces = squares @ squares.T
     debiased = biased - traces + np.outer(totals, totals) / ((n - 1) * (n - 2)) - 2 * traces / (n - 2)
-    lists = [neighbours(X, min(k, n - 1)) for X in spaces.values()]
-    overlap = np.array([[neighbour_overlap(a, b) for b in lists] for a in lists])
-    return {"cka": _normalise(biased), "cka_debiased": _normalise(debiased), "mutual_knn": overlap}
+    return {"cka": _normalise(biased), "cka_debiased": _normalise(debiased)}
 
 
 def _normalise(hsic: np.ndarray) -> np.ndarray:

@@ -1,32 +1,193 @@
-"""Linear CKA and mutual nearest neighbours: two views of how alike two spaces of the same items are."""
+"""Centred kernel alignment and common nearest neighbours of two spaces of the same items."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+
 import numpy as np
 
+from align.measures.base import Measure, centred
 from align.moments import Moments
 from align.neighbors import nearest, unit_rows
 
+ROWS = 16384
+BLOCK_BYTES = 2**26
+TABLE_BYTES = 2**27
+"""A kernel of up to this size is kept, a larger one is made again by blocks of rows each time."""
+
+# --- centred kernel alignment
+
+
+@dataclass(frozen=True, eq=False)
+class Centred:
+    """A space about its mean, the squared lengths of its rows, and its HSIC with itself."""
+
+    x: np.ndarray
+    squares: np.ndarray
+    own: float = 0.0
+
+
+class LinearCKA(Measure):
+    """Linear centred kernel alignment (Kornblith et al. 2019): ||X'Y||_F^2 / (||X'X||_F ||Y'Y||_F) of centred rows.
+
+    From d x d sums where n > d, else by blocks of the n x n kernels. It grows with d / n even for unrelated spaces.
+    """
+
+    name = "cka"
+    inflates = True
+    debiased = False
+
+    def prepare(self, X: np.ndarray) -> Centred:
+        x = centred(X)
+        made = Centred(x, np.einsum("ij,ij->i", x, x, dtype=np.float64))
+        return replace(made, own=self._hsic(made, made))
+
+    def compare(self, a: Centred, b: Centred, order: np.ndarray | None = None) -> float:
+        return _normalised(self._hsic(a, b, order), a.own, b.own)
+
+    def _hsic(self, a: Centred, b: Centred, order: np.ndarray | None = None) -> float:
+        trace = _trace(a.x, b.x, order)
+        if not self.debiased:
+            return trace
+        # Centred kernels have rows that sum to zero; without their diagonals, to minus the squared length.
+        of_b = b.squares if order is None else b.squares[order]
+        return _unbiased(trace - float(a.squares @ of_b), -a.squares, -of_b)
+
+
+class DebiasedLinearCKA(LinearCKA):
+    """Linear CKA with the unbiased HSIC of Song et al. (2012, eq. 5): about 0 for unrelated spaces, also where d > n.
+
+    Where a space has no more of it than noise has, so that its own HSIC is not positive, the value is 0.
+    """
+
+    name = "cka_debiased"
+    range = (-1.0, 1.0)
+    inflates = False
+    debiased = True
+
+
+def _normalised(both: float, first: float, second: float) -> float:
+    if not (first > 0 and second > 0):
+        return 0.0
+    return min(1.0, max(-1.0, both / float(np.sqrt(first) * np.sqrt(second))))
+
+
+def _unbiased(trace: float, a: np.ndarray, b: np.ndarray) -> float:
+    """n (n - 3) times the unbiased HSIC, of the trace of the product of two kernels without diagonals, and row sums."""
+    n = len(a)
+    return float(trace + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a @ b) / (n - 2))
+
+
+def _trace(x: np.ndarray, y: np.ndarray, order: np.ndarray | None) -> float:
+    """||x' y||_F^2 with the rows of y in this order, summed in double precision."""
+    n = len(x)
+    if x.shape[1] * y.shape[1] <= n * n:
+        total = np.zeros((x.shape[1], y.shape[1]))
+        for start in range(0, n, ROWS):
+            rows = slice(start, start + ROWS)
+            total += x[rows].T @ y[rows if order is None else order[rows]]
+        return float(np.vdot(total, total))
+    y = y if order is None else y[order]
+    step = max(1, BLOCK_BYTES // (8 * n))
+    return float(
+        sum(
+            np.einsum("ij,ij->", x[i : i + step] @ x.T, y[i : i + step] @ y.T, dtype=np.float64)
+            for i in range(0, n, step)
+        )
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A Gaussian kernel of the rows x (n, d), with this diagonal; its row sums and its HSIC with itself."""
+
+    x: np.ndarray
+    gamma: float
+    diagonal: float
+    table: np.ndarray | None = None
+    sums: np.ndarray = field(default_factory=lambda: np.empty(0))
+    own: float = 0.0
+
+    def rows(self, index: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
+        """The rows (len(index), n) of the kernel of the items in this order."""
+        if self.table is not None:
+            return self.table[index] if order is None else self.table[np.ix_(order[index], order)]
+        keys = self.x if order is None else self.x[order]
+        squares = np.einsum("ij,ij->i", keys, keys)
+        distances = np.maximum(squares[index, None] + squares - 2 * (keys[index] @ keys.T), 0)
+        out: np.ndarray = np.exp(-self.gamma * distances)
+        out[np.arange(len(index)), index] = self.diagonal
+        return out
+
+
+class RBFCKA(Measure):
+    """Centred kernel alignment of Gaussian kernels (Kornblith et al. 2019, section 3).
+
+    The kernel of two items is exp(-|x - x'|^2 / (2 s^2)) with s = `bandwidth` times the median distance between items
+    (of 2,000 of them, drawn at random, where there are more). It looks at near items rather than at large directions.
+
+    Parameters
+    ----------
+    bandwidth : small for the nearest items alone; the larger, the more it is like linear CKA.
+    """
+
+    name = "rbf_cka"
+    inflates = True
+    debiased = False
+
+    def __init__(self, bandwidth: float = 1.0) -> None:
+        if not bandwidth > 0:
+            raise ValueError(f"bandwidth must be positive, got {bandwidth}")
+        self.bandwidth = bandwidth
+
+    def prepare(self, X: np.ndarray) -> Kernel:
+        from scipy.spatial.distance import pdist
+
+        x = centred(X).astype(np.float64)
+        n = len(x)
+        some = x if n <= 2000 else x[np.random.default_rng(0).choice(n, 2000, replace=False)]
+        distances = pdist(some, "sqeuclidean")
+        # More than half of the items may be one and the same.
+        spread = np.median(distances) or distances.mean()
+        gamma = 1 / (2 * self.bandwidth**2 * spread)
+        made = Kernel(x, gamma, 0.0 if self.debiased else 1.0)
+        if 8 * n * n <= TABLE_BYTES:
+            made = replace(made, table=made.rows(np.arange(n)))
+        made = replace(made, sums=np.concatenate([made.rows(index).sum(1) for index in _blocks(n)]))
+        return replace(made, own=self._hsic(made, made))
+
+    def compare(self, a: Kernel, b: Kernel, order: np.ndarray | None = None) -> float:
+        return _normalised(self._hsic(a, b, order), a.own, b.own)
+
+    def _hsic(self, a: Kernel, b: Kernel, order: np.ndarray | None = None) -> float:
+        n = len(a.sums)
+        of_b = b.sums if order is None else b.sums[order]
+        trace = sum(float(np.vdot(a.rows(index), b.rows(index, order))) for index in _blocks(n))
+        if self.debiased:
+            return _unbiased(trace, a.sums, of_b)
+        return float(trace - 2 * (a.sums @ of_b) / n + a.sums.sum() * of_b.sum() / n**2)
+
+
+class DebiasedRBFCKA(RBFCKA):
+    """RBF CKA with the unbiased HSIC of Song et al. (2012, eq. 5): about 0 for unrelated spaces."""
+
+    name = "rbf_cka_debiased"
+    range = (-1.0, 1.0)
+    inflates = False
+    debiased = True
+
+
+def _blocks(n: int) -> list[np.ndarray]:
+    step = max(1, BLOCK_BYTES // (8 * n))
+    return [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
+
 
 def linear_cka(X: np.ndarray, Y: np.ndarray, *, debiased: bool = False) -> float:
-    """Linear centred kernel alignment (Kornblith et al. 2019) of paired rows X (n, d1), Y (n, d2).
-
-    Invariant to rotation and to one scale; 1 for spaces equal up to those. The biased value grows with d / n:
-    `debiased` uses the unbiased HSIC of Song et al. (2012), whose expectation for unrelated spaces is 0.
-
-    Computed from d x d products or n x n products, whichever is smaller. A constant space is like nothing: 0.
-    """
-    n = len(X)
-    if len(Y) != n:
-        raise ValueError(f"CKA needs paired rows, got {n} and {len(Y)}")
-    if n < 4:
-        raise ValueError(f"CKA needs at least 4 items, got {n}")
-    if any((Z[0] == Z).all() for Z in (X, Y)):
+    """`LinearCKA` (or `DebiasedLinearCKA`) of paired rows X (n, d1), Y (n, d2), for which a constant space is like
+    nothing: 0."""
+    if len(X) == len(Y) and len(X) >= LinearCKA.minimum and any((Z[0] == Z).all() for Z in (X, Y)):
         return 0.0
-    X, Y = (np.asarray(Z, np.float64) - Z.mean(0, dtype=np.float64) for Z in (X, Y))
-    hsic = _hsic_debiased if debiased else _hsic
-    both = hsic(X, X) * hsic(Y, Y)
-    return float(hsic(X, Y) / np.sqrt(both)) if both > 0 else 0.0
+    return (DebiasedLinearCKA if debiased else LinearCKA)()(X, Y)
 
 
 def linear_cka_of(moments: Moments) -> float:
@@ -37,40 +198,117 @@ def linear_cka_of(moments: Moments) -> float:
     return float(np.sum(moments.cross**2) / both) if both > 0 else 0.0
 
 
-def _hsic(X: np.ndarray, Y: np.ndarray) -> float:
-    if X.shape[1] * Y.shape[1] <= len(X) ** 2:
-        return float(np.sum((X.T @ Y) ** 2))
-    return float(np.sum((X @ X.T) * (Y @ Y.T)))
+# --- nearest neighbours
 
 
-def _hsic_debiased(X: np.ndarray, Y: np.ndarray) -> float:
-    """The unbiased estimator; with K = X X^T, L = Y Y^T, diagonals set to zero, over sums alone."""
-    n = len(X)
-    x2, y2 = (X**2).sum(1), (Y**2).sum(1)
-    trace = _hsic(X, Y) - x2 @ y2
-    # Row sums of the centred kernels are zero, so without their diagonals they are minus the squared norms.
-    total = x2.sum() * y2.sum() / ((n - 1) * (n - 2))
-    return float((trace + total - 2 * (x2 @ y2) / (n - 2)) / (n * (n - 3)))
+class NeighbourMeasure(Measure):
+    """A measure of the k nearest other items by cosine about the mean; of equally near ones the first count.
+
+    Parameters
+    ----------
+    k : neighbours; at least k + 2 items are needed.
+    clip : features are cut at the mean over items of this quantile of their absolute values, against the few that
+        outgrow all others in language models (Huh et al. 2024 take .95); 1 cuts none.
+    """
+
+    def __init__(self, k: int = 10, *, clip: float = 1.0) -> None:
+        if k < 1 or not 0 < clip <= 1:
+            raise ValueError(f"k must be at least 1 and clip in (0, 1], got {k} and {clip}")
+        self.k, self.clip = k, clip
+        self.minimum = k + 2
+
+    def clipped(self, X: np.ndarray) -> np.ndarray:
+        if self.clip == 1:
+            return X
+        bound = np.mean(np.quantile(np.abs(X), self.clip, axis=1))
+        return np.clip(X, -bound, bound)
+
+
+class MutualKNN(NeighbourMeasure):
+    """The mean share of common items among each item's k nearest in both spaces (P229: Huh et al. 2024, eq. 11).
+
+    Chance is k / (n - 1). Exact, by blocks.
+    """
+
+    name = "mutual_knn"
+
+    def prepare(self, X: np.ndarray) -> np.ndarray:
+        return neighbours(self.clipped(X), self.k)
+
+    def compare(self, a: np.ndarray, b: np.ndarray, order: np.ndarray | None = None) -> float:
+        return neighbour_overlap(a, b if order is None else np.argsort(order)[b[order]])
+
+
+class CycleKNN(MutualKNN):
+    """The share of items that one comes back to, from the item to its k nearest in Y and on to their k nearest in X.
+
+    Of P229 (Huh et al. 2024). Chance is about k^2 / (n - 1) where that is small. Below 1 even for X and X, where an
+    item is no other's neighbour.
+    """
+
+    name = "cycle_knn"
+    symmetric = False
+
+    def compare(self, a: np.ndarray, b: np.ndarray, order: np.ndarray | None = None) -> float:
+        b = b if order is None else np.argsort(order)[b[order]]
+        back = np.zeros(len(a), bool)
+        items = np.arange(len(a))[:, None]
+        for step in b.T:
+            back |= (a[step] == items).any(1)
+        return float(back.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Neighbours (n, k) with their centred kernel values, and the root of the sum of these squared."""
+
+    items: np.ndarray
+    scores: np.ndarray
+    norm: float
+
+
+class CKNNA(NeighbourMeasure):
+    """Centred kernel nearest-neighbour alignment (P229: Huh et al. 2024, appendix A).
+
+    CKA whose sums run over the pairs i, j where j is among the k nearest of i in both spaces. With unit rows u, kernel
+    values are centred by rows, <u_i, u_j> - mean_l <u_i, u_l>, and the sum of their products over those pairs is
+    divided by the roots of each space's own sum over its own neighbours. O(n k) after the search.
+    """
+
+    name = "cknna"
+    range = (-1.0, 1.0)
+
+    def prepare(self, X: np.ndarray) -> Scored:
+        units = centred_units(self.clipped(X))
+        scores, items = nearest(units, units, self.k, exclude_self=True)
+        scores = scores.astype(np.float64) - (units @ units.mean(0))[:, None]
+        return Scored(items, scores, float(np.linalg.norm(scores)))
+
+    def compare(self, a: Scored, b: Scored, order: np.ndarray | None = None) -> float:
+        items, scores = (b.items, b.scores) if order is None else (np.argsort(order)[b.items[order]], b.scores[order])
+        shared = a.items[:, :, None] == items[:, None, :]
+        row, first, second = np.nonzero(shared)
+        return _normalised(float(a.scores[row, first] @ scores[row, second]), a.norm**2, b.norm**2)
 
 
 def mutual_knn(X: np.ndarray, Y: np.ndarray, *, k: int = 10) -> float:
-    """The mean share of common items among each item's k nearest by cosine in both spaces (Huh et al. 2024).
+    """`MutualKNN` of paired rows X (n, d1), Y (n, d2)."""
+    return MutualKNN(k)(X, Y)
 
-    0 to 1; chance is k / (n - 1). Rows X (n, d1), Y (n, d2) are paired and centred here.
-    """
-    if len(X) != len(Y):
-        raise ValueError(f"mutual kNN needs paired rows, got {len(X)} and {len(Y)}")
-    return neighbour_overlap(neighbours(X, k), neighbours(Y, k))
+
+def centred_units(X: np.ndarray) -> np.ndarray:
+    """Rows about their mean and scaled to length one, float32 or float64."""
+    X = X if X.dtype == np.float64 else X.astype(np.float32)
+    return unit_rows(X - X.mean(0, dtype=np.float64).astype(X.dtype))
 
 
 def neighbours(X: np.ndarray, k: int = 10) -> np.ndarray:
     """The k nearest other items (n, k) of each row of X (n, d) by cosine about the mean."""
-    X = X if X.dtype == np.float64 else X.astype(np.float32)
-    units = unit_rows(X - X.mean(0, dtype=np.float64).astype(X.dtype))
+    units = centred_units(X)
     return nearest(units, units, k, exclude_self=True)[1]
 
 
 def neighbour_overlap(first: np.ndarray, second: np.ndarray) -> float:
     """The mean share of common entries in the rows of two neighbour lists (n, k)."""
-    shared = (first[:, :, None] == second[:, None, :]).any(2).sum()
+    shared = sum(int((first == column[:, None]).sum()) for column in second.T)
     return float(shared / first.size)

@@ -1,1 +1,30 @@
 """Decision rules: from similarities to answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from align.rules.base import InnerProductRule, Rule
+from align.rules.hubness import CSLS, Cosine, Euclidean, InvertedSoftmax, LocalScaling, MutualProximity
+
+__all__ = ["RULES", "InnerProductRule", "Rule", "make_rule"]
+
+RULES: dict[str, type[Rule]] = {
+    "cosine": Cosine,
+    "euclidean": Euclidean,
+    "csls": CSLS,
+    "inverted_softmax": InvertedSoftmax,
+    "mutual_proximity": MutualProximity,
+    "local_scaling": LocalScaling,
+}
+"""Every rule whose keys and queries lie in one space, by the name that configurations use."""
+
+
+def make_rule(name: str, **parameters: Any) -> Rule:
+    """An unfitted rule by name. Raises ValueError for an unknown name or parameter."""
+    if name not in RULES:
+        raise ValueError(f"there is no rule '{name}'; valid: {', '.join(RULES)}")
+    try:
+        return RULES[name](**parameters)
+    except TypeError as error:
+        raise ValueError(f"rule '{name}': {error}") from None

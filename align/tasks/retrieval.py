@@ -3,28 +3,55 @@
 from __future__ import annotations
 
 import numpy as np
+from sklearn.base import clone
 
 from align.neighbors import ranks, unit_rows
-from align.score import Statistic
+from align.rules.base import Rule
+from align.tasks.outcomes import Outcome
 
 CUTOFFS = (1, 5, 10, 50)
 
 
-def retrieval_ranks(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """The rank (n,) of item i among the gallery for query i, by cosine; both are (n, d) in the shared space."""
+def retrieval_ranks(
+    queries: np.ndarray, gallery: np.ndarray, rule: Rule | None = None, references: np.ndarray | None = None
+) -> np.ndarray:
+    """The rank (n,) of item i among the gallery for query i, by cosine; both are (n, d) in the shared space.
+
+    By another rule where one is given (unfitted); `references` (q, d) are items of the queries' side for it.
+    """
     if len(queries) != len(gallery):
         raise ValueError(f"query i must be gallery item i: got {len(queries)} queries and {len(gallery)} items")
-    return ranks(unit_rows(queries), unit_rows(gallery), np.arange(len(queries)))
+    truth = np.arange(len(queries))
+    if rule is None:
+        return ranks(unit_rows(queries), unit_rows(gallery), truth)
+    return clone(rule).fit(gallery, references).ranks(queries, truth)
 
 
-def retrieval_outcomes(ranks: np.ndarray) -> dict[str, tuple[np.ndarray, Statistic]]:
+def both_ways(
+    X: np.ndarray,
+    Y: np.ndarray,
+    rule: Rule | None = None,
+    references: tuple[np.ndarray, np.ndarray] | tuple[None, None] = (None, None),
+) -> dict[tuple[str, str], Outcome]:
+    """Outcomes by ('forward' or 'backward', metric): X looks for Y, and Y looks for X.
+
+    With sentences of two languages or encoders as items this is sentence matching. Arrays are paired rows (n, d) in the
+    shared space; `references` are items of X's side and of Y's, for rules that look at other queries.
+    """
+    ways = {"forward": (X, Y, references[0]), "backward": (Y, X, references[1])}
+    return {
+        (way, metric): outcome
+        for way, (queries, gallery, stored) in ways.items()
+        for metric, outcome in retrieval_outcomes(retrieval_ranks(queries, gallery, rule, stored)).items()
+    }
+
+
+def retrieval_outcomes(ranks: np.ndarray) -> dict[str, Outcome]:
     """Each retrieval metric as one value an item, with the statistic that sums it up.
 
     recall_at_k (share of ranks up to k), mrr (mean reciprocal rank), median_rank.
     """
-    outcomes: dict[str, tuple[np.ndarray, Statistic]] = {
-        f"recall_at_{k}": ((ranks <= k).astype(np.float64), "mean") for k in CUTOFFS
-    }
+    outcomes: dict[str, Outcome] = {f"recall_at_{k}": ((ranks <= k).astype(np.float64), "mean") for k in CUTOFFS}
     outcomes["mrr"] = (1.0 / ranks, "mean")
     outcomes["median_rank"] = (ranks.astype(np.float64), "median")
     return outcomes

@@ -21,12 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.methods.claims import CHECKS, Check
+from benchmarks.methods import claims, health, rules, similarity
+from benchmarks.methods.claims import Check
 from benchmarks.methods.data import WORDS
 from benchmarks.methods.outcomes import PAIRS, SEEDS, Effect, Result, conduct
 from flows import steps
 from flows.config import load_config
 
+CHECKS: tuple[Check, ...] = (*claims.CHECKS, *similarity.CHECKS, *health.CHECKS, *rules.CHECKS)
 ROOT = Path(__file__).parents[2]
 
 PREFACE = """# Methods: what their claims came to

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from align.induction.self_learning import SelfLearning
 from align.maps.extension import BasisTransformation, OrthogonalExtension
@@ -42,7 +43,7 @@ class Check:
     """The claims of one method, with the pairs and the planted data (of a seed) on which `run` measures the figures."""
 
     id: str
-    method: type
+    method: Callable[..., Any]
     setting: str
     run: Callable[[Data, int], Figures]
     pairs: Callable[[], list[Data]]

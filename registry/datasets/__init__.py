@@ -27,6 +27,12 @@ CATALOG: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry("emoji", "pictures of 1,393 emoji with names in 14 languages", "models", "emoji:Emoji"),
+        Entry(
+            "imagenet-classes",
+            "the 1000 ImageNet classes by name and definition, for the encoder classifier-rows",
+            None,
+            "imagenet:ImagenetClasses",
+        ),
         Entry("hub", "any Hugging Face data set, from the hub or from disk", None, "hub:Hub"),
         Entry("folder", "a folder of images by class: root/class/image.png", None, "folder:Folder"),
         Entry("table", "paired texts in the columns of a CSV, TSV or parquet file", None, "table:Table"),

@@ -141,6 +141,15 @@ CATALOG: dict[str, Entry] = {
             "models",
         ),
         Entry(
+            "classifier-rows",
+            "text",
+            None,
+            "the model's",
+            "numpy",
+            "a row of an ImageNet classifier's last layer for each class, with no image",
+            "rows:ClassifierRows",
+        ),
+        Entry(
             "open_clip",
             None,
             None,

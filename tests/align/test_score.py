@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from align.score import Outcomes, Score, bootstrap, intervals, paired_test, permutation_p, wilson
+from align.score import Outcomes, Score, adjust, bootstrap, intervals, paired_test, permutation_p, wilson
 
 
 @given(st.integers(1, 400), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
@@ -165,7 +165,7 @@ def test_outcomes() -> None:
 
 
 def test_score_is_plain_data() -> None:
-    score = Score("a", "b", "ridge", "item", "retrieval", "mrr", 0.5, 0.4, 0.6, 10, baselines={"chance": 0.1})
+    score = Score("a", "b", "ridge", "cosine", "item", "retrieval", "mrr", 0.5, 0.4, 0.6, 10, baselines={"chance": 0.1})
     assert Score(**json.loads(json.dumps(score.as_dict()))) == score
 
 
@@ -183,3 +183,58 @@ def test_intervals_drawn_together_are_those_drawn_alone() -> None:
         np.testing.assert_allclose(found, one.interval(random_state=1), rtol=1e-12)
     with pytest.raises(ValueError, match="same items"):
         intervals([outcomes[0], Outcomes(np.ones(2), ["a", "b"])])
+
+
+def test_strata_keep_their_size_and_their_share_of_the_variance() -> None:
+    rng = np.random.default_rng(0)
+    strata = np.repeat([0, 1, 2], [10, 30, 60])
+    shuffled = rng.permutation(100)
+    values = (strata * 10.0 + rng.normal(size=100))[shuffled]
+    drawn = bootstrap(values, np.arange(100), strata=strata[shuffled], replicates=4000)
+    inside = np.sqrt(sum(np.var(values[strata[shuffled] == s]) * size for s, size in enumerate((10, 30, 60)))) / 100
+    assert drawn.std() == pytest.approx(inside, rel=0.08)
+    # Drawn without them, how many come from each stratum varies, too.
+    assert bootstrap(values, np.arange(100), replicates=4000).std() > 4 * drawn.std()
+    counts = bootstrap((strata[shuffled] == 1).astype(float), np.arange(100), strata=strata[shuffled], replicates=50)
+    np.testing.assert_array_equal(counts, 0.3)
+
+
+def test_strata_reach_intervals_and_paired_tests() -> None:
+    rng = np.random.default_rng(0)
+    units = [f"i{i // 2}" for i in range(200)]
+    classes = [f"c{i // 2 % 2}" for i in range(200)]
+    values = np.where(np.array(classes) == "c0", 0.0, 5.0) + rng.normal(size=200)
+    plain, by_class = Outcomes(values, units), Outcomes(values, units, strata=classes)
+    assert np.diff(by_class.interval())[0] < np.diff(plain.interval())[0] / 2
+    other = Outcomes(rng.normal(size=200), units)
+    wide, narrow = (paired_test(one, other) for one in (plain, by_class))
+    assert narrow.high - narrow.low < (wide.high - wide.low) / 2
+    with pytest.raises(ValueError, match="two strata"):
+        Outcomes(values, units, strata=[str(i) for i in range(200)])
+    with pytest.raises(ValueError, match="strata for"):
+        Outcomes(values, units, strata=classes[1:])
+
+
+def score_of(p_value: float | None) -> Score:
+    return Score("a", "b", "m", "cosine", "item", "retrieval", "recall_at_1", 0.5, 0.4, 0.6, 50, p_value=p_value)
+
+
+@given(st.lists(st.floats(1e-4, 1), min_size=1, max_size=30))
+def test_q_values_are_the_smallest_rate_at_which_a_test_passes(p_values: list[float]) -> None:
+    found = [score.q_value for score in adjust([score_of(p) for p in p_values])]
+    n, ordered = len(p_values), np.sort(p_values)
+    for p, q in zip(p_values, found, strict=True):
+        # Benjamini and Hochberg: all up to the largest k with p_(k) <= k q / n are called.
+        assert q == pytest.approx(min(n * ordered[k] / (k + 1) for k in range(n) if ordered[k] >= p), abs=1e-12)
+
+
+def test_scores_without_a_test_stay_as_they_are() -> None:
+    first, second = adjust([score_of(None), score_of(0.01)])
+    assert first.q_value is None
+    assert second.q_value == 0.01
+
+
+def test_of_many_tests_of_nothing_few_are_called() -> None:
+    rng = np.random.default_rng(0)
+    called = [any(s.q_value < 0.05 for s in adjust([score_of(p) for p in rng.uniform(size=40)])) for _ in range(300)]
+    assert np.mean(called) < 0.09

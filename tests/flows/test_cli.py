@@ -118,7 +118,7 @@ def test_a_run_prints_its_table_and_nothing_else(
 
 
 def test_scores_are_shown_with_intervals_and_baselines(main: Main, kept: dict[str, Any]) -> None:
-    (headline,) = (s for s in kept["scores"] if s["map"] == "ridge" and s["metric"] == "recall_at_10")
+    (headline,) = (s for s in kept["scores"] if (s["map"], s["metric"]) == ("ridge", "recall_at_10"))
     code, out, _ = main("show", kept["id"])
     assert code == 0
     assert "pixels -> glove (control)" in out
@@ -131,7 +131,7 @@ def test_scores_are_shown_with_intervals_and_baselines(main: Main, kept: dict[st
     assert found == kept["scores"]
     for score in found:
         assert {
-            *["source", "target", "map", "split", "task", "metric", "value", "low", "high", "n", "baselines"]
+            *["source", "target", "map", "rule", "split", "task", "metric", "value", "low", "high", "n", "baselines"]
         } <= set(score)
         assert {"identity", "shuffled", "chance"} <= set(score["baselines"])
     assert {score["map"] for score in found} == {"ridge", "procrustes"}

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from align.evaluation import BY_OTHER_RULES
 from flows.config import CONFIGS
 from tests.flows.conftest import files_of, hub, png, write_config, write_pictures
 
@@ -39,6 +40,10 @@ def settings(pictures: Path) -> dict[str, Any]:
         "maps": ["ridge", "procrustes"],
         "splits": {"seeds": {"item": [0, 1], "group": [0]}, "folds": 3},
         "zero_shot": {"templates": ["{}", "an emoji of {}"]},
+        "tasks": ["retrieval", "retrieval_back", "zero_shot", "stitching"],
+        "rules": ["cosine", "csls"],
+        "measures": ["cka_debiased", "mutual_knn", "linear_r2"],
+        "health": ["isoscore", "hubness_skewness"],
         "champion": {"name": "emoji-small"},
         "on_bad_item": "skip",
     }
@@ -101,8 +106,10 @@ def test_every_pair_map_and_split_has_its_scores(first: dict[str, Any], pictures
     asked = settings(pictures)
     for (source, target), label, split in product(asked["pairs"], asked["maps"], ("item", "group")):
         found = scores(first, source=source, target=target, map=label, split=split)
-        assert {score["metric"] for score in found if score["task"] == "retrieval"} == RETRIEVAL
-        tasks = {"retrieval"}
+        for rule, metrics in (("cosine", RETRIEVAL), ("csls", set(BY_OTHER_RULES))):
+            for task in ("retrieval", "retrieval_back"):
+                assert {s["metric"] for s in found if (s["task"], s["rule"]) == (task, rule)} == metrics
+        tasks = {"retrieval", "retrieval_back"}
         tasks |= {"zero_shot"} if target == "minilm" and source != "words" else set()
         tasks |= {"stitching"} if target == "lite0" else set()
         assert {score["task"] for score in found} == tasks
@@ -111,10 +118,11 @@ def test_every_pair_map_and_split_has_its_scores(first: dict[str, Any], pictures
             assert {"identity", "chance"} <= set(score["baselines"])
             # Fitted on the first split alone, for the time that it takes.
             assert ("shuffled" in score["baselines"]) == (split == "item")
-            assert ("native" in score["baselines"]) == (score["task"] != "retrieval")
+            assert ("native" in score["baselines"]) == (score["task"] in ("zero_shot", "stitching"))
+            assert (score["rule"] == "head") == (score["task"] == "stitching")
             assert score["unit"] == ("items" if split == "item" else "groups")
             assert score["n"] > (60 if split == "item" else 5)
-    assert len(first["scores"]) == 2 * 2 * (4 * len(RETRIEVAL) + 2 + 1)
+    assert len(first["scores"]) == 2 * 2 * (4 * 2 * (len(RETRIEVAL) + len(BY_OTHER_RULES)) + 2 * 2 + 1)
     assert [(s["kind"], s["seed"]) for s in first["splits"]] == [("item", 0), ("item", 1), ("group", 0)]
 
 
@@ -135,6 +143,29 @@ def _value(score: dict[str, Any]) -> float:
     return float(score["value"])
 
 
+def test_what_is_chosen_is_ranked_on_the_anchors_and_tests_are_adjusted(first: dict[str, Any]) -> None:
+    ranked = first["ranking"]
+    at = ("source", "target", "map", "rule", "task", "metric")
+    assert len({tuple(one[key] for key in at) for one in ranked}) == len(ranked)
+    judged = {tuple(score[key] for key in at) for score in first["scores"] if score["rule"] != "head"}
+    assert {tuple(one[key] for key in at) for one in ranked} == judged
+    best = max(one["value"] for one in ranked if one["task"] == "zero_shot" and one["rule"] == "cosine")
+    assert first["champion"]["value"] == best
+    tested = [score for score in first["scores"] if score["p_value"] is not None]
+    assert tested
+    assert all(score["q_value"] >= score["p_value"] for score in tested)
+    assert all(score["q_value"] is None for score in first["scores"] if score["p_value"] is None)
+
+
+def test_spaces_are_measured_as_configured(first: dict[str, Any]) -> None:
+    found = first["similarity"]
+    assert set(found["matrices"]) == {"cka_debiased", "mutual_knn", "linear_r2"}
+    assert set(found["health"]) == set(first["config"]["spaces"])
+    for readings in found["health"].values():
+        assert set(readings) == {"isoscore", "hubness_skewness"}
+        assert all(one["low"] <= one["value"] <= one["high"] for one in readings.values())
+
+
 def test_mlflow_has_one_finished_parent_with_a_finished_child_a_pair(first: dict[str, Any], mlflow: Any) -> None:
     experiment = mlflow.get_experiment_by_name("suture")
     runs = {run.info.run_id: run for run in mlflow.search_runs([experiment.experiment_id], max_results=500)}
@@ -152,8 +183,11 @@ def test_mlflow_has_one_finished_parent_with_a_finished_child_a_pair(first: dict
     assert {"version/suture", "version/numpy", "version/onnxruntime"} <= set(parent.data.params)
     assert {"seconds/embed", "seconds/fit and evaluate"} <= set(parent.data.metrics)
     child = children["lite0 -> minilm"].data
-    (score,) = scores(first, source="lite0", target="minilm", map="ridge", split="item", metric="recall_at_10")
+    asked = {"source": "lite0", "target": "minilm", "map": "ridge", "split": "item", "task": "retrieval"}
+    (score,) = scores(first, **asked, metric="recall_at_10", rule="cosine")
+    (other,) = scores(first, **asked, metric="recall_at_10", rule="csls")
     name = "item/retrieval/recall_at_10/ridge"
+    assert child.metrics[f"{name} by csls"] == pytest.approx(other["value"])
     for end, key in (("", "value"), (".low", "low"), (".high", "high")):
         assert child.metrics[name + end] == pytest.approx(score[key])
     assert child.metrics[f"{name}.shuffled"] == pytest.approx(score["baselines"]["shuffled"])
@@ -165,7 +199,7 @@ def test_mlflow_has_one_finished_parent_with_a_finished_child_a_pair(first: dict
 
 def test_mlflow_has_the_pictures_the_report_and_the_configuration(first: dict[str, Any], mlflow: Any) -> None:
     files = {file.path: file.file_size for file in mlflow.list_artifacts(first["mlflow_run"])}
-    assert {"config.yaml", "run.json", "report.html", "pictures"} <= set(files)
+    assert {"config.yaml", "run.json", "report.html", "pictures", "scores.json", "ranking.json"} <= set(files)
     drawn = {file.path: file.file_size for file in mlflow.list_artifacts(first["mlflow_run"], "pictures")}
     assert len(drawn) >= 4
     assert all(name.endswith(".png") and size > 3000 for name, size in drawn.items())
@@ -199,7 +233,7 @@ def test_the_champion_is_chosen_by_cross_validation_and_loads_elsewhere(
     from registry.record import default_tracking_uri
 
     best = first["champion"]
-    assert (best["source"], best["target"], best["metric"]) == ("lite0", "minilm", "recall_at_10")
+    assert (best["source"], best["target"], best["metric"]) == ("lite0", "minilm", "accuracy")
     assert best["value"] == max(one["value"] for one in best["candidates"])
     assert {one["map"] for one in best["candidates"]} == {"ridge", "procrustes"}
     assert best["uri"] == "models:/emoji-small@champion"
@@ -229,7 +263,7 @@ def test_a_second_run_computes_nothing_and_says_the_same(
     assert (work.embedded, work.evaluated) == ([], [])
     assert {name: files_of(module_home / name) for name in ("store", "results")} == before
     assert second["id"] != first["id"]
-    same = ("scores", "similarity", "projection", "splits", "spaces", "dataset", "versions", "addresses")
+    same = ("scores", "ranking", "similarity", "projection", "splits", "spaces", "dataset", "versions", "addresses")
     assert {key: second[key] for key in same} == {key: first[key] for key in same}
     same = ("source", "target", "map", "metric", "value", "fit", "candidates", "uri")
     assert {key: second["champion"][key] for key in same} == {key: first["champion"][key] for key in same}

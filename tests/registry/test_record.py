@@ -52,18 +52,19 @@ def a_run(**changes: Any) -> dict[str, Any]:
     scores = [
         {
             "source": pair["source"], "target": pair["target"], "split": "item", "map": label, "task": "retrieval",
-            "metric": "recall_at_1", "value": 0.5, "low": 0.4, "high": 0.6, "n": 9,
+            "metric": "recall_at_1", "value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "rule": rule,
             "baselines": {"identity": 0.1, "shuffled": 0.05, "chance": 0.11},
         }
         for pair in pairs
         for label in ("ridge", "ridge (not centred, P@1)")
+        for rule in ("cosine", "csls")
     ]  # fmt: skip
     return {
         "id": "20260101-000000-small-abcdef", "name": "small", "started_ms": 1_767_225_600_000,
         "config": {"name": "small"}, "timings": {"embed": 1.0, "embed a": 0.5}, "versions": {"numpy": "2"},
         "dataset": {"name": "tiny", "items": 9}, "splits": [{"kind": "item", "seed": 0}],
         "spaces": spaces, "pairs": pairs, "scores": scores, "champion": None,
-        "notes": [], **changes,
+        "notes": [], "ranking": [], **changes,
     }  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def test_a_run_is_recorded_once(uri: str, mlflow: Any, experiment: str) -> None:
     children = [one for one in runs_of(mlflow, experiment) if one.data.tags.get("mlflow.parentRunId") == parent]
     assert {one.info.run_name for one in children} == {"a -> b", "b -> a"}
     assert mlflow.get_run(parent).info.start_time == run["started_ms"]
-    assert {file.path for file in mlflow.list_artifacts(parent)} == {"config.yaml", "run.json"}
+    assert {file.path for file in mlflow.list_artifacts(parent)} == {"config.yaml", "run.json", "scores.json"}
     assert record(a_run(id="20260102"), tracking_uri=uri, experiment=experiment) != parent
     assert len(runs_of(mlflow, experiment)) == 6
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from registry.report import html, pictures
+from registry.report import _tree, html, pictures
 
 NAMES = ["pairs_by_maps.png", "similarity.png", "projection.png", "scores.png"]
 MAPS = {
@@ -73,6 +73,7 @@ def realistic_run() -> dict[str, Any]:
         n, unit = (418, "items") if split == "item" else (31, "groups")
         scores.append({
             "source": pair[0], "target": pair[1], "map": map_, "split": split, "task": task, "metric": metric,
+            "rule": "head" if task in ("stitching", "pretrained_head") else "cosine", "warning": None, "q_value": 0.002,
             "value": value, "low": low, "high": high, "n": n, "unit": unit, "baselines": baselines, "p_value": 0.001,
         })  # fmt: skip
 
@@ -178,16 +179,32 @@ def realistic_run() -> dict[str, Any]:
         "pairs": [{"source": source, "target": target, "seconds": 1.2} for source, target in PAIRS],
         "scores": scores,
         "similarity": {
-            "spaces": list(spaces), "cka": likeness.tolist(), "cka_debiased": (likeness * 0.8).tolist(),
-            "mutual_knn": (likeness**2 * 0.7).tolist(), "mutual_knn_chance": 0.007,
+            "spaces": list(spaces), "mutual_knn_chance": 0.007,
+            "matrices": {
+                "cka": likeness.tolist(), "cka_debiased": (likeness * 0.8).tolist(),
+                "mutual_knn": (likeness**2 * 0.7).tolist(), "procrustes": (1 - likeness).tolist(),
+            },
+            "health": {
+                name: {"isoscore": {"value": 0.02, "low": 0.01, "high": 0.03, "n": 1393, "warning": "few items"}}
+                for name in spaces
+            },
         },
         "projection": {
             "source": "lite0", "target": "lite2", "map": "procrustes", "labels": labels,
             "before": {"source": source.tolist(), "target": (source[:, ::-1] * [-1, 0.8] + [9, 2]).tolist()},
             "after": {"source": source.tolist(), "target": (source + rng.normal(scale=0.25, size=(418, 2))).tolist()},
         },
+        "ranking": [
+            {
+                **{key: score[key] for key in ("source", "target", "map", "task", "metric")}, "rule": rule,
+                "value": score["value"] - 0.01,
+            }
+            for score in scores
+            for rule in ("cosine", "csls")
+            if score["split"] == "item" and score["rule"] == "cosine"
+        ],
         "champion": {
-            "source": "lite2", "target": "minilm-l6 (en)", "map": "cca", "metric": "recall_at_10", "value": 0.47,
+            "source": "lite2", "target": "minilm-l6 (en)", "map": "cca", "task": "zero_shot", "metric": "accuracy", "value": 0.47,
             "candidates": [
                 {"source": source, "target": "minilm-l6 (en)", "map": map_, "value": 0.47 - 0.01 * i}
                 for i, (source, map_) in enumerate([("lite2", "cca"), ("lite0", "cca"), ("lite0", "ridge")])
@@ -202,6 +219,7 @@ def minimal_run() -> dict[str, Any]:
     """One pair, one map, one split, and nothing that may be left out."""
     score = {
         "source": "a", "target": "b", "map": "ridge", "split": "item", "task": "retrieval", "metric": "recall_at_1",
+        "rule": "cosine", "q_value": None, "warning": "only 9 items",
         "value": 0.5, "low": 0.4, "high": 0.6, "n": 100, "unit": "items", "baselines": {}, "p_value": None,
     }  # fmt: skip
     return {
@@ -349,8 +367,34 @@ def test_missing_numbers_are_dashes(tmp_path: Path) -> None:
     run = minimal_run()
     run["scores"].append({**run["scores"][0], "map": "cca", "value": None, "low": None, "high": None})
     run["similarity"] = {
-        "spaces": ["a", "b"], "cka": [[1, None], [None, 1]], "cka_debiased": [[1, None], [None, 1]],
-        "mutual_knn": [[1, None], [None, 1]], "mutual_knn_chance": 0.01,
+        "spaces": ["a", "b"], "mutual_knn_chance": 0.01,
+        "matrices": {name: [[1, None], [None, 1]] for name in ("cka", "cka_debiased", "mutual_knn")},
     }  # fmt: skip
     assert "–" in html(run, tmp_path).read_text()
     assert (tmp_path / "similarity.png").exists()
+
+
+def test_the_ranking_is_the_anchors_and_held_out_scores_of_every_rule_stand_beside(tmp_path: Path) -> None:
+    run = minimal_run()
+    first = run["scores"][0]
+    run["scores"] = [first, {**first, "rule": "csls", "value": 0.123}]
+    asked = {key: first[key] for key in ("source", "target", "map", "task", "metric")}
+    run["ranking"] = [{**asked, "rule": "cosine", "value": 0.41}, {**asked, "rule": "csls", "value": 0.42}]
+    text = html(run, tmp_path).read_text()
+    ranking = text[text.index('id="ranking"') : text.index('id="reading"')]
+    assert ranking.index("csls") < ranking.index("0.420") < ranking.index("0.123") < ranking.index("0.410")
+    assert "only 9 items" in text
+    # Elsewhere the cosine alone speaks.
+    assert "0.123" not in text.replace(ranking, "")
+
+
+def test_spaces_alike_stand_beside_each_other(tmp_path: Path) -> None:
+    values = np.full((4, 4), 0.1)
+    values[[0, 1, 2, 3], [2, 3, 0, 1]] = 0.9
+    np.fill_diagonal(values, 1)
+    name, drawn = _tree({"cka": values}) or pytest.fail("there is no tree")
+    assert name == "1 − cka"
+    assert sorted(map(sorted, np.array(drawn["leaves"]).reshape(2, 2).tolist())) == [[0, 2], [1, 3]]
+    near, _ = _tree({"procrustes": 1 - values}) or pytest.fail("there is no tree")
+    assert near == "procrustes"
+    assert _tree({"cka": values[:2, :2]}) is None

@@ -3,23 +3,45 @@
 import numpy as np
 import pytest
 
-from align.measures import matrix
+from align.measures import MEASURES, make_measure, matrix
 from align.measures.matrix import similarity_matrices
 from align.measures.similarity import linear_cka, mutual_knn
 
 
-@pytest.mark.parametrize("rows", [1, 7, 1000])
-def test_is_every_pair_by_itself(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def spaces() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     base = rng.normal(size=(40, 5))
-    spaces = {"a": base + 3, "b": base @ rng.normal(size=(5, 60)), "c": rng.normal(size=(40, 7)).astype(np.float32)}
+    return {"a": base + 3, "b": base @ rng.normal(size=(5, 60)), "c": rng.normal(size=(40, 7)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_is_every_pair_by_itself(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = spaces()
     monkeypatch.setattr(matrix, "BLOCK_BYTES", rows * 4 * 40 * 3)
-    found = similarity_matrices(spaces, k=4)
-    for i, X in enumerate(spaces.values()):
-        for j, Y in enumerate(spaces.values()):
+    found = similarity_matrices(made, k=4)
+    assert list(found) == ["cka", "cka_debiased", "mutual_knn"]
+    for i, X in enumerate(made.values()):
+        for j, Y in enumerate(made.values()):
             assert found["cka"][i, j] == pytest.approx(linear_cka(X, Y), abs=1e-5)
             assert found["cka_debiased"][i, j] == pytest.approx(linear_cka(X, Y, debiased=True), abs=1e-5)
             assert found["mutual_knn"][i, j] == mutual_knn(X, Y, k=4)
+
+
+def test_any_measures_by_name_with_rows_as_x() -> None:
+    made = spaces()
+    found = similarity_matrices(made, list(MEASURES))
+    assert list(found) == list(MEASURES)
+    for name, values in found.items():
+        for i, X in enumerate(made.values()):
+            for j, Y in enumerate(made.values()):
+                assert values[i, j] == pytest.approx(make_measure(name)(X, Y), abs=1e-5)
+    assert not np.allclose(found["pwcca"], found["pwcca"].T)
+
+
+def test_of_few_items_neighbours_are_fewer() -> None:
+    few = {name: X[:5] for name, X in spaces().items()}
+    found = similarity_matrices(few, ["mutual_knn"])["mutual_knn"]
+    assert found[0, 1] == mutual_knn(few["a"], few["b"], k=3)
 
 
 def test_refusals() -> None:
@@ -27,3 +49,7 @@ def test_refusals() -> None:
         similarity_matrices({"a": np.eye(5), "b": np.eye(6)})
     with pytest.raises(ValueError, match="at least 4 items, got 3"):
         similarity_matrices({"a": np.eye(3)})
+    with pytest.raises(ValueError, match="there is no measure 'CKA'; there are cka, cka_debiased, "):
+        similarity_matrices({"a": np.eye(5)}, ["CKA"])
+    with pytest.raises(ValueError, match="second is constant"):
+        similarity_matrices({"first": np.eye(5), "second": np.ones((5, 2))})

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.rules.prototype import NearestPrototype
+from align.rules.hubness import CSLS
+from align.rules.prototype import NearestPrototype, write_prompts
 
 
 @given(st.integers(0, 10**6))
@@ -30,3 +31,45 @@ def test_is_the_class_with_the_largest_cosine_to_its_mean_prompt(seed: int) -> N
 def test_refuses_prompts_without_labels() -> None:
     with pytest.raises(ValueError, match="2 prompts for 3 labels"):
         NearestPrototype(np.eye(2), ["a", "b", "c"])
+
+
+def test_prompts_are_every_class_in_every_template() -> None:
+    texts, labels = write_prompts(["cat", "dog"], ["a {}", "two {}s, {}!"])
+    assert texts == ["a cat", "two cats, cat!", "a dog", "two dogs, dog!"]
+    assert labels == ["cat", "cat", "dog", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        (["a", "b"], ["a picture"], "the template 'a picture' has no {} where the class name goes"),
+        (["a", "b", "a"], ["{}"], "the class name 'a' is there 2 times"),
+        (["a", " "], ["{}"], "a class name is empty"),
+        ([], ["{}"], "got 0 and 1"),
+        (["a"], [], "got 1 and 0"),
+    ],
+)
+def test_refuses_prompts_that_say_nothing(names: list[str], templates: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_prompts(names, templates)
+
+
+def test_refuses_classes_without_prompts_and_classes_twice() -> None:
+    with pytest.raises(ValueError, match="1 classes have no prompt, such as 'c'"):
+        NearestPrototype(np.eye(2), ["a", "b"], classes=["a", "b", "c"])
+    with pytest.raises(ValueError, match="class name 'a' is there 2 times"):
+        NearestPrototype(np.eye(2), ["a", "b"], classes=["a", "b", "a"])
+    with pytest.raises(ValueError, match="there are no prompts"):
+        NearestPrototype(np.eye(2)[:0], [])
+
+
+def test_takes_another_rule_than_the_cosine() -> None:
+    rng = np.random.default_rng(0)
+    prompts, items, references = rng.normal(size=(9, 4)), rng.normal(size=(99, 4)) + 1, rng.normal(size=(50, 4)) + 1
+    labels = list("aabbccabc")
+    plain = NearestPrototype(prompts, labels, classes=["c", "b", "a"])
+    other = NearestPrototype(prompts, labels, classes=["c", "b", "a"], rule=CSLS(neighbours=5), references=references)
+    expected = CSLS(neighbours=5).fit(plain.prototypes, references)
+    np.testing.assert_array_equal(other.predict(items), np.array(["c", "b", "a"])[expected.predict(items)])
+    np.testing.assert_array_equal(other.scores(items), expected.scores(items))
+    assert (other.predict(items) != plain.predict(items)).any()

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
+from align.rules.hubness import CSLS
 from align.score import permutation_p
-from align.tasks.retrieval import permutation_null, retrieval_chance, retrieval_outcomes, retrieval_ranks
+from align.tasks.retrieval import both_ways, permutation_null, retrieval_chance, retrieval_outcomes, retrieval_ranks
 
 
 def test_ranks_are_by_cosine_and_a_tie_counts_against() -> None:
@@ -86,3 +87,24 @@ def test_null_of_few_items_is_at_chance() -> None:
     null = permutation_null(np.ones(4, int), replicates=20_000)
     for metric, value in retrieval_chance(4).items():
         assert null[metric].mean() == pytest.approx(value, rel=0.03), metric
+
+
+def test_both_ways_and_by_another_rule() -> None:
+    rng = np.random.default_rng(3)
+    X, references = rng.normal(size=(60, 6)) + 0.4, rng.normal(size=(80, 6)) + 0.4
+    Y = X + rng.normal(size=(60, 6))
+    for rule, stored in ((None, (None, None)), (CSLS(neighbours=5), (references, references[::2]))):
+        found = both_ways(X, Y, rule, stored)
+        sides = {"forward": (X, Y, stored[0]), "backward": (Y, X, stored[1])}
+        for way, (queries, gallery, of_queries) in sides.items():
+            x, y = (Z / np.linalg.norm(Z, axis=1, keepdims=True) for Z in (queries, gallery))
+            scores = x @ y.T
+            if of_queries is not None:
+                z = of_queries / np.linalg.norm(of_queries, axis=1, keepdims=True)
+                scores = 2 * scores - np.sort(z @ y.T, axis=0)[-5:].mean(0)
+            ranks = (scores >= np.diag(scores)[:, None]).sum(1)
+            for metric, (values, statistic) in retrieval_outcomes(ranks).items():
+                np.testing.assert_array_equal(found[way, metric][0], values)
+                assert found[way, metric][1] == statistic
+    with pytest.raises(ValueError, match="give references"):
+        retrieval_ranks(X, Y, CSLS())

@@ -1,0 +1,169 @@
+"""Rules that rank keys by similarity, corrected for hubs: keys that are near to every query."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from align.neighbors import BLOCK, nearest, neighbourhood
+from align.rules.base import InnerProductRule, Rule
+
+TEMPERATURES = tuple(float(2**power) for power in range(0, 9))
+
+
+class Cosine(InnerProductRule):
+    """The key of largest cosine: the nearest neighbour, or the nearest prototype of a class."""
+
+
+class Euclidean(InnerProductRule):
+    """The key at the smallest Euclidean distance; the score is 2 <x, y> - ||y||^2."""
+
+    def _vectors(self, X: np.ndarray) -> np.ndarray:
+        return X
+
+    def _learn(self, references: np.ndarray) -> None:
+        self.slope_, self.offset_ = 2.0, -np.sum(self.keys_**2, axis=1)
+
+
+class CSLS(InnerProductRule):
+    """Cross-domain similarity local scaling (Conneau et al. 2018, eq. 3): 2 cos(x, y) - r(y).
+
+    r(y) is the mean cosine of a key with its nearest references. That of the query changes no order and is left out.
+
+    Parameters
+    ----------
+    neighbours : over how many references r is averaged, at most all.
+    """
+
+    uses_references = True
+
+    def __init__(self, *, neighbours: int = 10) -> None:
+        self.neighbours = neighbours
+
+    def _learn(self, references: np.ndarray) -> None:
+        self.slope_, self.offset_ = 2.0, -neighbourhood(self.keys_, references, self.neighbours)
+
+
+class LocalScaling(InnerProductRule):
+    """Distances measured by the distance that is usual about the key: -||x - y||^2 / s(y), of unit vectors.
+
+    s(y) is the distance of a key to its k-th nearest reference (Zelnik-Manor and Perona 2004) or the mean distance to
+    the k nearest (`mean`: NICDM, Schnitzer et al. 2012, eq. 4, squared). Both divide by s(x) too, of the query, which
+    changes no order.
+
+    Parameters
+    ----------
+    neighbours : k, at most the number of references.
+    mean : whether s is the mean distance to the k nearest and not that to the k-th.
+    """
+
+    uses_references = True
+
+    def __init__(self, *, neighbours: int = 10, mean: bool = False) -> None:
+        self.neighbours = neighbours
+        self.mean = mean
+
+    def _learn(self, references: np.ndarray) -> None:
+        cosines, _ = nearest(self.keys_, references, min(self.neighbours, len(references)))
+        distances = np.sqrt(np.maximum(2 - 2 * cosines, 0))
+        scale = distances.mean(1) if self.mean else distances[:, -1]
+        # A key that is its own references: what it is infinitely far from, but for itself.
+        scale = np.maximum(scale, np.sqrt(np.finfo(scale.dtype).eps))
+        squares = np.sum(self.keys_**2, axis=1)
+        self.slope_, self.offset_ = 2 / scale, -(1 + squares) / scale
+
+
+class InvertedSoftmax(InnerProductRule):
+    """The probability of the query given the key (Smith et al. 2017, eq. 8), as its logarithm over the temperature.
+
+    exp(b cos(x, y)) / sum over references z of exp(b cos(z, y)): keys that many queries are near to are worth less to
+    each of them. The score is cos(x, y) - log(mean over z of exp(b cos(z, y))) / b.
+
+    Parameters
+    ----------
+    temperature : b, or None: of 1, 2, 4, ..., 256 the one by which one half of the references (every other row) finds
+        the most evenly spread nearest keys, the other half being its references; judged by the entropy of the counts.
+
+    Attributes
+    ----------
+    temperature_ : b.
+    """
+
+    uses_references = True
+
+    def __init__(self, *, temperature: float | None = None) -> None:
+        self.temperature = temperature
+
+    def _learn(self, references: np.ndarray) -> None:
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, or None to choose one, got {self.temperature}")
+        self.temperature_ = self.temperature or self._choose(references)
+        self.offset_ = self._offsets(references, self.temperature_)
+
+    def _offsets(self, references: np.ndarray, temperature: float) -> np.ndarray:
+        from scipy.special import logsumexp
+
+        total = np.full(len(self.keys_), -np.inf)
+        for start in range(0, len(references), BLOCK):
+            for first in range(0, len(self.keys_), BLOCK):
+                rows = slice(first, first + BLOCK)
+                cosines = self.keys_[rows] @ references[start : start + BLOCK].T
+                total[rows] = np.logaddexp(total[rows], logsumexp(temperature * cosines, axis=1))
+        return (np.log(len(references)) - total) / temperature
+
+    def _choose(self, references: np.ndarray) -> float:
+        if len(references) < 4:
+            raise ValueError(f"a temperature is chosen on at least 4 references, got {len(references)}: give one")
+        stored, asked = references[::2], self._extended(references[1::2])
+        entropies = []
+        for temperature in TEMPERATURES:
+            self.offset_ = self._offsets(stored, temperature)
+            counts = np.bincount(nearest(asked, self.key_vectors(), 1)[1][:, 0])
+            shares = counts[counts > 0] / len(asked)
+            entropies.append(-np.sum(shares * np.log(shares)))
+        return TEMPERATURES[int(np.argmax(entropies))]
+
+
+class MutualProximity(Rule):
+    """The chance that each is nearer to the other than a random vector is (Schnitzer et al. 2012; P097).
+
+    MP(x, y) = P(cos(x, Y) < c) P(cos(X, y) < c) with c = cos(x, y), a random key Y and a random reference X; both
+    cosines are taken as normal (the paper's Gaussian model with independence), with means and variances over all keys
+    and references. They follow from the means and covariances of the vectors: no n x m matrix. The score is the
+    logarithm; it is no inner product.
+
+    Attributes
+    ----------
+    means_, deviations_ : of the cosines of the references with each key, (m,).
+    mean_, covariance_ : of the keys, (d,) and (d, d).
+    """
+
+    uses_references = True
+
+    def _learn(self, references: np.ndarray) -> None:
+        if min(len(references), len(self.keys_)) < 2:
+            raise ValueError(
+                "mutual proximity needs at least 2 keys and 2 references; 'cosine' needs no more than 1 key"
+            )
+        self.mean_, self.covariance_ = _moments(self.keys_)
+        self.means_, self.deviations_ = _spread(self.keys_, *_moments(references))
+
+    def _scores(self, queries: np.ndarray) -> np.ndarray:
+        from scipy.special import log_ndtr
+
+        cosines = (queries @ self.keys_.T).astype(np.float64)
+        means, deviations = _spread(queries, self.mean_, self.covariance_)
+        found = log_ndtr((cosines - means[:, None]) / deviations[:, None])
+        found += log_ndtr((cosines - self.means_) / self.deviations_)
+        return np.asarray(found)
+
+
+def _moments(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = X.mean(0, dtype=np.float64)
+    centred = X - mean
+    return mean, centred.T @ centred / (len(X) - 1)
+
+
+def _spread(X: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the inner products of each row with vectors of these moments."""
+    variance = np.sum((X @ covariance) * X, axis=1)
+    return X @ mean, np.sqrt(np.maximum(variance, np.finfo(X.dtype).eps))

@@ -1,0 +1,234 @@
+"""Tasks on real data that belongs to nobody's package: the folder is named by SUTURE_BENCH_DATA.
+
+imagenet   8 image encoders -> MiniLM names of classes that the map has not seen, by decision rule; and whether a
+           similarity ranks the encoders as that accuracy does
+sentences  STS-B with one sentence in e5, mapped, and the other in MiniLM
+digits     spoken digits by YAMNet -> the names of digits that the map has not heard
+
+python -m benchmarks.tasks [--only imagenet sentences digits] [--seeds 5] [--json tasks.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.maps.orthogonal import Procrustes
+from align.measures import make_measure
+from align.neighbors import unit_rows
+from align.rules import make_rule
+from align.score import Outcomes
+from registry import datasets, encoders
+
+RULES = ("cosine", "csls", "inverted_softmax", "mutual_proximity", "local_scaling")
+SIMILARITIES = ("mutual_knn", "cka_debiased")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+RATE = 16_000
+WINDOW = 15_600  # samples that YAMNet takes
+
+
+def embed(encoder: str, texts: Sequence[str]) -> np.ndarray:
+    """Texts (n, d) by an encoder of the catalog, similar lengths together."""
+    made: Any = encoders.create(encoder)
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    out = np.empty((len(texts), made.dimension), np.float32)
+    for start in range(0, len(texts), made.batch_size):
+        rows = order[start : start + made.batch_size]
+        out[rows] = made.embed([texts[row] for row in rows])
+    return out
+
+
+def imagenet(folder: Path, *, seeds: int = 5) -> dict[str, Any]:
+    """Names of 300 classes that a map fitted on the photographs of the other 700, one a class, has not seen.
+
+    Each encoder has an accuracy among the 300 and a recall at 10 by rule, with chance and shuffled pairs beside them.
+    The rules' references are the 700, mapped. Similarity of images and names is that of the 700 alone. The interval
+    of the Spearman correlation draws encoders, of which there are only 8.
+    """
+    from scipy.stats import spearmanr
+
+    classes = datasets.create("imagenet-classes")
+    names = embed("minilm-l6", [str(classes.read("name", row)) for row in range(len(classes.keys))])
+    scores: dict[str, Any] = {}
+    with np.load(folder / "imagenet_sample" / "tflite_penultimate_features.npz", allow_pickle=False) as features:
+        spaces = {name: features[name].astype(np.float32) for name in features.files}
+    for encoder, images in spaces.items():
+        ranks: dict[str, list[np.ndarray]] = {rule: [] for rule in (*RULES, "shuffled")}
+        alike: dict[str, list[float]] = {measure: [] for measure in SIMILARITIES}
+        units: list[str] = []
+        for seed in range(seeds):
+            order = np.random.default_rng(seed).permutation(len(names))
+            seen, unseen = order[:700], order[700:]
+            units += [classes.keys[row] for row in unseen]
+            for label in ("shuffled", *RULES):
+                if label in ("shuffled", RULES[0]):
+                    targets = np.random.default_rng(seed).permutation(seen) if label == "shuffled" else seen
+                    model = Procrustes().fit(images[seen], names[targets])
+                rule = make_rule("cosine" if label == "shuffled" else label)
+                rule.fit(model.target_to_shared(names[unseen]), model.source_to_shared(images[seen]))
+                ranks[label].append(rule.ranks(model.source_to_shared(images[unseen]), np.arange(len(unseen))))
+            for measure, found in alike.items():
+                found.append(float(make_measure(measure)(images[seen], names[seen])))
+        scores[encoder] = {
+            "similarity": {measure: float(np.mean(found)) for measure, found in alike.items()},
+            "rules": {
+                label: {f"recall_at_{k}": interval(np.concatenate(found) <= k, units) for k in (1, 10)}
+                for label, found in ranks.items()
+            },
+        }
+    accuracy = np.array([score["rules"]["cosine"]["recall_at_10"]["value"] for score in scores.values()])
+    draws = np.random.default_rng(0).integers(0, len(accuracy), (2000, len(accuracy)))
+    ranking = {}
+    for measure in SIMILARITIES:
+        similarity = np.array([score["similarity"][measure] for score in scores.values()])
+        # A draw of one encoder alone has no order.
+        kept = [row for row in draws if len(set(row)) > 2]
+        drawn = [spearmanr(similarity[row], accuracy[row]).statistic for row in kept]
+        low, high = np.nanquantile(drawn, [0.025, 0.975])
+        value = float(spearmanr(similarity, accuracy).statistic)
+        ranking[measure] = {"value": value, "low": float(low), "high": float(high)}
+    chance = {f"recall_at_{k}": k / 300 for k in (1, 10)}
+    return {"chance": chance, "encoders": scores, "spearman of similarity and recall at 10": ranking}
+
+
+def interval(values: np.ndarray, units: Sequence[str]) -> dict[str, float]:
+    """The mean with its bootstrap interval over units."""
+    low, high = Outcomes(values.astype(float), units).interval()
+    return {"value": float(values.mean()), "low": low, "high": high}
+
+
+def sentences(folder: Path, *, anchors: int = 1000) -> dict[str, Any]:
+    """Spearman of human scores and cosines of the first sentence in e5 and the second in MiniLM, on STS-B's test set.
+
+    The map is fitted on sentences of the development set, each in both encoders; sentences that the test set has too
+    are left out. 'identity' compares the two encoders' 384 coordinates as they are.
+    """
+    from scipy.stats import rankdata, spearmanr
+
+    def read(part: str) -> list[list[str]]:
+        with open(folder / "stsb" / f"stsb-en-{part}.csv", encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))
+
+    test = read("test")
+    first, second, human = [row[0] for row in test], [row[1] for row in test], np.array([float(row[2]) for row in test])
+    known = {*first, *second}
+    fitted = [text for text in dict.fromkeys(t for row in read("dev") for t in row[:2]) if text not in known][:anchors]
+    e5, minilm = embed("e5-small", fitted + first), embed("minilm-l6", fitted + first + second)
+    n = len(fitted)
+    own = unit_rows(minilm[n : n + len(first)]), unit_rows(minilm[n + len(first) :])
+    order = np.random.default_rng(0).permutation(n)
+    sides = {"minilm-l6 alone": own, "identity": (unit_rows(e5[n:]), own[1])}
+    for label, rows in (("e5-small -> minilm-l6", np.arange(n)), ("shuffled", order)):
+        model = Procrustes().fit(e5[:n], minilm[:n][rows])
+        sides[label] = (
+            unit_rows(model.source_to_shared(e5[n:])),
+            unit_rows(model.target_to_shared(minilm[n + len(first) :])),
+        )
+    draws = np.random.default_rng(0).integers(0, len(human), (1000, len(human)))
+    out = {}
+    for label, (left, right) in sides.items():
+        cosines = np.sum(left * right, axis=1)
+        a, b = (rankdata(values[draws], axis=1) for values in (cosines, human))
+        a, b = (values - values.mean(1, keepdims=True) for values in (a, b))
+        drawn = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        value = float(spearmanr(cosines, human).statistic)
+        out[label] = {"value": value, "low": float(low), "high": float(high)}
+    return {"anchors": n, "pairs": len(human), "spearman": out}
+
+
+def digits(folder: Path) -> dict[str, Any]:
+    """Names of spoken digits that the map has not heard, two at a time, told among all ten; and of unheard takes.
+
+    Held-out digits: the map is fitted on the other eight. Held-out speakers: on the other five. Chance is .1, and the
+    interval draws whole digits or speakers, as recordings of one are alike. Without `ai_edge_litert`, which
+    runs YAMNet, there is only the reason.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("ai_edge_litert") is None:
+        return {"skipped": "ai_edge_litert, which runs YAMNet, is not installed"}
+    files = sorted((folder / "audio" / "fsdd").glob("*.wav"))
+    parts = [file.stem.split("_") for file in files]
+    said, speakers = np.array([int(part[0]) for part in parts]), np.array([part[1] for part in parts])
+    sounds = np.stack(yamnet(folder / "audio" / "yamnet.tflite", files))
+    names = embed("minilm-l6", DIGITS)
+    held = {
+        "held-out digits": ([np.isin(said, pair) for pair in np.arange(10).reshape(5, 2)], said.astype(str)),
+        "held-out speakers": ([speakers == name for name in np.unique(speakers)], speakers),
+    }
+    out = {}
+    for label, (tests, units) in held.items():
+        right = np.zeros(len(said))
+        for test in tests:
+            model = Procrustes().fit(sounds[~test], names[said[~test]])
+            rule = make_rule("cosine").fit(model.target_to_shared(names))
+            right[test] = rule.predict(model.source_to_shared(sounds[test])) == said[test]
+        out[label] = interval(right, units.tolist()) | {"chance": 0.1}
+    return out
+
+
+def yamnet(model: Path, files: Sequence[Path]) -> list[np.ndarray]:
+    """YAMNet's pooled features (1024,) of each recording, resampled to 16 kHz and its middle cut or padded."""
+    from ai_edge_litert.interpreter import Interpreter
+    from scipy.io import wavfile
+    from scipy.signal import resample_poly
+
+    network = Interpreter(str(model), experimental_preserve_all_tensors=True)
+    network.allocate_tensors()
+    (entry,) = network.get_input_details()
+    pooled = next(t for t in network.get_tensor_details() if "global_average_pooling2d" in t["name"])
+    out = []
+    for file in files:
+        rate, wave = wavfile.read(file)
+        wave = resample_poly(wave.astype(np.float32) / 32768, RATE, rate)
+        wave = wave[max(0, len(wave) - WINDOW) // 2 :][:WINDOW]
+        wave = np.pad(wave, (0, WINDOW - len(wave)))
+        network.set_tensor(entry["index"], wave.reshape(entry["shape"]).astype(np.float32))
+        network.invoke()
+        out.append(network.get_tensor(pooled["index"]).ravel().copy())
+    return out
+
+
+TASKS = {"imagenet": imagenet, "sentences": sentences, "digits": digits}
+
+
+def show(report: Any, title: str = "") -> None:
+    """Print every score that has an interval, a line each."""
+    if not isinstance(report, dict):
+        return
+    if "low" in report:
+        print(f"{title:<90}{report['value']:>7.3f} [{report['low']:.3f}, {report['high']:.3f}]")
+        return
+    for key, value in report.items():
+        if isinstance(value, str | int | float):
+            print(f"{f'{title} {key}'.strip():<90}{value}")
+        show(value, f"{title} {key}".strip())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if "SUTURE_BENCH_DATA" not in os.environ:
+        parser.error("the environment variable SUTURE_BENCH_DATA must name the folder of benchmark data")
+    folder = Path(os.environ["SUTURE_BENCH_DATA"])
+    report = {}
+    for name in arguments.only:
+        report[name] = imagenet(folder, seeds=arguments.seeds) if name == "imagenet" else TASKS[name](folder)
+        show(report[name], name)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Every rule against its formula written out, one key at a time; answers that do not depend on the other queries."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+from scipy.stats import norm, skew
+from sklearn.base import clone
+
+from align.neighbors import csls
+from align.rules import RULES, InnerProductRule, Rule, make_rule
+from align.rules.hubness import CSLS, InvertedSoftmax, LocalScaling, MutualProximity
+
+ALL = {name: rule() for name, rule in RULES.items()} | {
+    "nicdm": LocalScaling(neighbours=3, mean=True),
+    "local_scaling 7": LocalScaling(neighbours=7),
+    "csls 4": CSLS(neighbours=4),
+    "inverted_softmax 9": InvertedSoftmax(temperature=9.0),
+}
+SERVED = [name for name, rule in ALL.items() if isinstance(rule, InnerProductRule)]
+
+
+def clouds(seed: int = 0, n: int = 30, m: int = 20, q: int = 40, d: int = 6) -> tuple[np.ndarray, ...]:
+    """Queries, keys and references with a common direction, so that some keys are hubs."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.normal(size=(size, d)) * rng.uniform(0.5, 2, (size, 1)) + 0.4 for size in (n, m, q))
+
+
+def units(X: np.ndarray) -> np.ndarray:
+    return np.stack([x / np.sqrt(sum(value**2 for value in x)) for x in X])
+
+
+def by_hand(name: str, x: np.ndarray, y: np.ndarray, keys: np.ndarray, references: np.ndarray) -> float:
+    """The published score of one unit query and one unit key."""
+    c, towards_y, towards_x = x @ y, references @ y, keys @ x
+    if name == "cosine":
+        return c
+    if name.startswith("csls"):
+        k = {"csls": 10, "csls 4": 4}[name]
+        return 2 * c - np.sort(towards_y)[-k:].mean() - np.sort(towards_x)[-k:].mean()
+    if name.startswith("inverted"):
+        return np.exp(9 * c) / np.exp(9 * towards_y).sum()
+    if name == "mutual_proximity":
+        # With distances 1 - cos: the chance that a random distance is the larger one.
+        first = norm.sf(1 - c, (1 - towards_x).mean(), (1 - towards_x).std(ddof=1))
+        return first * norm.sf(1 - c, (1 - towards_y).mean(), (1 - towards_y).std(ddof=1))
+    k = {"local_scaling": 10, "local_scaling 7": 7, "nicdm": 3}[name]
+    about = [np.sort(np.sqrt(2 - 2 * towards))[:k] for towards in (towards_x, towards_y)]
+    first, second = (near.mean() if name == "nicdm" else near[-1] for near in about)
+    return np.exp(-(2 - 2 * c) / (first * second))
+
+
+@given(st.integers(0, 10**6), st.sampled_from([name for name in ALL if name not in ("euclidean", "inverted_softmax")]))
+def test_orders_keys_as_the_published_score_does(seed: int, name: str) -> None:
+    queries, keys, references = clouds(seed)
+    found = clone(ALL[name]).fit(keys, references).scores(queries)
+    x, y, z = units(queries), units(keys), units(references)
+    expected = np.array([[by_hand(name, a, b, y, z) for b in y] for a in x])
+    # Parts that are the same for all keys of a query may be missing: orders are compared, through sorted values.
+    order = np.argsort(-found, axis=1)
+    np.testing.assert_allclose(np.take_along_axis(expected, order, 1), -np.sort(-expected, 1), rtol=1e-7)
+    np.testing.assert_array_equal(clone(ALL[name]).fit(keys, references).predict(queries), order[:, 0])
+
+
+def test_scores_with_nothing_left_out_are_the_published_ones() -> None:
+    queries, keys, references = clouds()
+    x, y, z = units(queries), units(keys), units(references)
+    rule = MutualProximity().fit(keys, references)
+    expected = [[np.log(by_hand("mutual_proximity", a, b, y, z)) for b in y] for a in x]
+    np.testing.assert_allclose(rule.scores(queries), expected, rtol=1e-7)
+    softmax = InvertedSoftmax(temperature=9.0).fit(keys, references)
+    expected = [[np.log(len(z) * by_hand("inverted_softmax", a, b, y, z)) / 9 for b in y] for a in x]
+    np.testing.assert_allclose(softmax.scores(queries), expected, rtol=1e-7)
+    scores, indices = csls(x, y, 5, references=z)
+    found = CSLS().fit(keys, references).search(queries, 5)
+    np.testing.assert_allclose(found[0], scores)
+    np.testing.assert_array_equal(found[1], indices)
+    nearest = cdist(queries, keys).argmin(1)
+    np.testing.assert_array_equal(make_rule("euclidean").fit(keys).predict(queries), nearest)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_query_has_one_answer_whatever_else_is_asked(name: str) -> None:
+    queries, keys, references = clouds(1)
+    rule = clone(ALL[name]).fit(keys, references)
+    together = rule.scores(queries)
+    for i in (0, 7):
+        np.testing.assert_allclose(rule.scores(queries[i : i + 1])[0], together[i], rtol=1e-10)
+        assert rule.predict(queries[i : i + 1])[0] == rule.predict(queries)[i]
+    # And the references count, where the rule says so.
+    other = clone(ALL[name]).fit(keys, references[:10] * [5, 1, 1, 1, 1, 1]).scores(queries)
+    assert np.allclose(other, together) != ALL[name].uses_references
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ranks_are_counted_from_the_scores_and_ties_count_against(name: str, dtype: type) -> None:
+    queries, keys, references = (X.astype(dtype) for X in clouds(2))
+    keys[5], keys[9] = keys[4], keys[4]
+    truth = np.r_[4, 5, 9, np.arange(len(queries) - 3) % len(keys)]
+    rule = clone(ALL[name]).fit(keys, references)
+    scores = rule.scores(queries)
+    expected = [(row >= row[t] - 1e-5 * (1 + abs(row[t]))).sum() for row, t in zip(scores, truth, strict=True)]
+    np.testing.assert_array_equal(rule.ranks(queries, truth), expected)
+    assert scores.dtype == (np.float64 if name == "mutual_proximity" else dtype)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_is_served_by_an_inner_product_index(name: str) -> None:
+    faiss = pytest.importorskip("faiss")
+    queries, keys, references = (X.astype(np.float32) for X in clouds(3, m=200))
+    rule = clone(ALL[name]).fit(keys, references)
+    assert isinstance(rule, InnerProductRule)
+    index = faiss.IndexFlatIP(rule.key_vectors().shape[1])
+    index.add(np.ascontiguousarray(rule.key_vectors()))
+    values, found = index.search(np.ascontiguousarray(rule.query_vectors(queries)), 10)
+    scores = rule.scores(queries)
+    np.testing.assert_allclose(values, np.take_along_axis(scores, found, 1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(values, -np.sort(-scores, 1)[:, :10], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found[:, 0], rule.predict(queries))
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_the_extra_dimension_is_the_score(name: str) -> None:
+    queries, keys, references = clouds(4)
+    rule = clone(ALL[name]).fit(keys, references)
+    assert isinstance(rule, InnerProductRule)
+    assert rule.query_vectors(queries).shape[1] == rule.key_vectors().shape[1] == keys.shape[1] + 1
+    np.testing.assert_allclose(rule.query_vectors(queries) @ rule.key_vectors().T, rule.scores(queries))
+
+
+@given(st.integers(0, 10**6), st.sampled_from(list(ALL)))
+def test_rules_do_not_see_rotations(seed: int, name: str) -> None:
+    queries, keys, references = clouds(seed)
+    turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(6, 6)))[0]
+    first = clone(ALL[name]).fit(keys, references).scores(queries)
+    second = clone(ALL[name]).fit(keys @ turn, references @ turn).scores(queries @ turn)
+    np.testing.assert_allclose(second, first, rtol=1e-6, atol=1e-7)
+    if name != "euclidean":
+        longer = clone(ALL[name]).fit(9 * keys, 3 * references).scores(0.1 * queries)
+        np.testing.assert_allclose(longer, first, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [name for name, rule in ALL.items() if rule.uses_references])
+def test_planted_hubs_answer_less_and_truth_is_found_more(name: str) -> None:
+    rng = np.random.default_rng(0)
+    n, d = 200, 16
+    keys = rng.normal(size=(n, d))
+    # Queries are shrunk towards their mean, as regressed vectors are; keys on that side become hubs.
+    shift = 3 * rng.normal(size=d) / np.sqrt(d)
+    queries, references = (
+        keys[order] + rng.normal(size=(n, d)) + shift for order in (np.arange(n), rng.permutation(n))
+    )
+
+    def judge(rule: Rule) -> tuple[float, float]:
+        rule.fit(keys, references)
+        counts = np.bincount(np.argsort(-rule.scores(queries), axis=1)[:, :10].ravel(), minlength=n)
+        return float(skew(counts)), float(np.log(rule.ranks(queries, np.arange(n))).mean())
+
+    plain, corrected = judge(make_rule("cosine")), judge(clone(ALL[name]))
+    assert corrected[0] < plain[0] - 0.3
+    assert corrected[1] < plain[1]
+
+
+def test_a_temperature_is_chosen_by_how_evenly_half_of_the_references_spreads() -> None:
+    queries, keys, references = clouds(5, m=50, q=300)
+    rule = InvertedSoftmax().fit(keys, references)
+    entropies = {}
+    for temperature in 2.0 ** np.arange(9):
+        half = InvertedSoftmax(temperature=temperature).fit(keys, references[::2])
+        shares = np.unique(half.predict(references[1::2]), return_counts=True)[1] / 150
+        entropies[temperature] = -(shares * np.log(shares)).sum()
+    assert rule.temperature_ == max(entropies, key=entropies.__getitem__)
+    fixed = InvertedSoftmax(temperature=rule.temperature_).fit(keys, references)
+    np.testing.assert_array_equal(fixed.scores(queries), rule.scores(queries))
+
+
+def test_torch_tensors_and_half_precision() -> None:
+    torch = pytest.importorskip("torch")
+    queries, keys, references = clouds(6)
+    expected = CSLS().fit(keys, references).predict(queries)
+    tensors = [torch.tensor(X) for X in (queries, keys, references)]
+    np.testing.assert_array_equal(CSLS().fit(tensors[1], tensors[2]).predict(tensors[0]), expected)
+    half = CSLS().fit(keys.astype(np.float16), references.astype(np.float16)).scores(queries.astype(np.float16))
+    np.testing.assert_allclose(half, CSLS().fit(keys, references).scores(queries), atol=5e-3)
+
+
+def test_refusals() -> None:
+    queries, keys, references = clouds()
+    with pytest.raises(ValueError, match="no rule 'nearest'; valid: cosine, euclidean, csls"):
+        make_rule("nearest")
+    with pytest.raises(ValueError, match="rule 'csls': .*unexpected keyword argument 'k'"):
+        make_rule("csls", k=3)
+    for name, rule in ALL.items():
+        if rule.uses_references:
+            with pytest.raises(ValueError, match="looks at other queries: give references"):
+                clone(rule).fit(keys)
+        with pytest.raises(ValueError, match="queries have 5 dimensions, but the keys have 6"):
+            clone(rule).fit(keys, references).scores(queries[:, :5])
+        with pytest.raises(ValueError, match="NaN"):
+            clone(rule).fit(keys * np.nan, references)
+        assert name
+    with pytest.raises(ValueError, match="references have 4 dimensions, but the keys have 6"):
+        CSLS().fit(keys, references[:, :4])
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        InvertedSoftmax(temperature=-1).fit(keys, references)
+    with pytest.raises(ValueError, match="at least 4 references, got 3"):
+        InvertedSoftmax().fit(keys, references[:3])
+    with pytest.raises(ValueError, match="at least 2 keys"):
+        MutualProximity().fit(keys[:1], references)
