@@ -283,9 +283,11 @@ def pool(
             p_value = permutation_p(float(outcomes[0][key][0].mean()), nulls[m][metric])
         scores.append(
             Score(
-                **names,
+                names["source"],
+                names["target"],
                 map=label,
                 rule=rule,
+                split=names["split"],
                 task=task,
                 metric=metric,
                 value=pooled.value(),

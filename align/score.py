@@ -153,19 +153,20 @@ def bootstrap(
     counts = np.bincount(codes, minlength=units).astype(np.float64)
     sums = np.stack([np.bincount(codes, column, units) for column in columns.T], axis=1)
     order = np.argsort(columns, axis=0, kind="stable")
+    low: np.ndarray | int = 0
+    high: np.ndarray | int = units
     if strata is not None:
         members = np.argsort(strata, kind="stable")
         _, first, size = np.unique(strata[members], return_index=True, return_counts=True)
-        low, high = np.repeat(first, size).astype(np.int32), np.repeat(first + size, size).astype(np.int32)
+        low, high = np.repeat(first, size), np.repeat(first + size, size)
     # Blocks bound the memory; integers of 32 bit are drawn twice as fast.
     step = max(1, 2_000_000 // max(units, len(values)))
     for start in range(0, replicates, step):
         rows = slice(start, min(start + step, replicates))
         shape = (rows.stop - start, units)
-        if strata is None:
-            drawn = rng.integers(0, units, shape, dtype=np.int32)
-        else:
-            drawn = members[rng.integers(low, high, shape, dtype=np.int32)]
+        drawn: np.ndarray = rng.integers(low, high, shape, dtype=np.int32)
+        if strata is not None:
+            drawn = members[drawn]
         if statistic == "mean" and columns.shape[1] == 1:
             out[rows] = (sums[:, 0][drawn].sum(1) / counts[drawn].sum(1))[:, None]
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -183,10 +184,11 @@ class RunConfig(_Strict):
         for pair in asked:
             if pair not in self.pairs:
                 raise UserError(f"maps: the pair {list(pair)} is not among the run's pairs")
-        for what, names in (
+        named: tuple[tuple[str, Sequence[Any]], ...] = (
             ("pair", self.pairs), ("map label", [of_map.label for of_map in self.maps]), ("rule", self.rules),
             ("measure", self.measures), ("health measure", self.health), ("task", self.tasks or ()),
-        ):  # fmt: skip
+        )  # fmt: skip
+        for what, names in named:
             if twice := next((name for name in names if list(names).count(name) > 1), None):
                 raise UserError(f"{what} {twice!r} is given twice")
         if not self.pairs or not self.maps or not self.splits.seeds or not all(self.splits.seeds.values()):

@@ -125,7 +125,7 @@ CHECKS: tuple[Check, ...] = (
                 ("mutual kNN", "shuffled"),
             ),
             Claim(
-                "They have more than twice as many, with each text.",
+                "They have more than twice as many, with each text (asked after the line above was measured).",
                 lambda f: [f["mutual kNN"] - 2 * f["shuffled"]],
                 ("mutual kNN", "shuffled"),
                 every=True,

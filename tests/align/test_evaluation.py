@@ -51,7 +51,9 @@ def test_cross_validation_by_subtraction_is_refitting(name: str, parameters: dic
         cosines = cosine_similarity(again.source_to_shared(X[out]), again.target_to_shared(Y[out]))
         hits.append((cosines >= np.diag(cosines)[:, None]).sum(1) <= 10)
     # Whitened noise may turn a single near tie.
-    assert one.cross_validate(fitted)["cosine", "retrieval", "recall_at_10"] == pytest.approx(np.mean(np.concatenate(hits)), abs=1.5 / len(SPLIT.anchors))
+    assert one.cross_validate(fitted)["cosine", "retrieval", "recall_at_10"] == pytest.approx(
+        np.mean(np.concatenate(hits)), abs=1.5 / len(SPLIT.anchors)
+    )
 
 
 @pytest.mark.parametrize("d", [20, 160])
@@ -66,13 +68,19 @@ def test_the_shuffled_control_is_a_fit_on_permuted_pairs(name: str, parameters: 
     shuffled = one.fit_shuffled(fitted)
     inside = one.source.vectors
     np.testing.assert_allclose(shuffled.transform(inside), again.transform(inside), rtol=1e-3, atol=1e-3)
-    assert one.judge(shuffled)["cosine", "retrieval", "mrr"][0].mean() < one.judge(fitted)["cosine", "retrieval", "mrr"][0].mean()
+    assert (
+        one.judge(shuffled)["cosine", "retrieval", "mrr"][0].mean()
+        < one.judge(fitted)["cosine", "retrieval", "mrr"][0].mean()
+    )
 
 
 def test_pooled_seeds_know_an_item_when_it_comes_again() -> None:
     hits = (np.arange(60) % 3 == 0).astype(float)
     ranks = np.where(hits > 0, 1.0, 30.0)
-    made = {("m", "cosine", "retrieval", "recall_at_1"): (hits, "mean"), ("m", "cosine", "retrieval", "median_rank"): (ranks, "median")}
+    made = {
+        ("m", "cosine", "retrieval", "recall_at_1"): (hits, "mean"),
+        ("m", "cosine", "retrieval", "median_rank"): (ranks, "median"),
+    }
     units = [f"i{i}" for i in range(60)]
     names = {"source": "a", "target": "b", "split": "item"}
     baselines = {("m", "cosine", "retrieval", "recall_at_1"): {"chance": 1 / 60}}
