@@ -1,4 +1,4 @@
-"""The command line: suture run | record | list | show | ui | fit | translate."""
+"""The command line: suture run | record | list | show | ui | compare | fit | translate ..."""
 
 from __future__ import annotations
 
@@ -194,11 +194,19 @@ def record(
 
 @app.command("list", epilog="Example: suture list encoders")
 def list_(
-    what: Annotated[str, typer.Argument(help="encoders, datasets, maps or runs")],
+    what: Annotated[str, typer.Argument(help="encoders, datasets, maps, measures, health, rules or runs")],
     json_: Json = False,
 ) -> None:
-    """List what there is: encoders, datasets, maps or runs."""
-    listings = {"encoders": _encoders, "datasets": _datasets, "maps": _maps, "runs": _runs}
+    """List what there is: encoders, datasets, maps, measures (of similarity), health (of one space), rules or runs."""
+    listings = {
+        "encoders": _encoders,
+        "datasets": _datasets,
+        "maps": _maps,
+        "measures": _measures,
+        "health": _health,
+        "rules": _rules,
+        "runs": _runs,
+    }
     if what not in listings:
         raise unknown("list", what, listings)
     rows = listings[what]()
@@ -210,8 +218,8 @@ def list_(
         return
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*(str(value) if value is not None else "" for value in row.values()))
-    out.print(table)
+        table.add_row(*(escape(str(value)) if value is not None else "" for value in row.values()))
+    _wide(table, 170)
 
 
 def _encoders() -> list[dict[str, Any]]:
@@ -245,6 +253,47 @@ def _maps() -> list[dict[str, Any]]:
             "parameters": ", ".join(sorted(cls().get_params())), "description": (cls.__doc__ or "").split("\n")[0],
         }
         for name, cls in MAPS.items()
+    ]  # fmt: skip
+
+
+def _first_line(described: Any) -> str:
+    return (described.__doc__ or "").split("\n")[0]
+
+
+def _measures() -> list[dict[str, Any]]:
+    from align.measures import MEASURES
+
+    return [
+        {
+            "name": name, "range": f"{cls.range[0]:g} to {cls.range[1]:g}",
+            "closer": "larger" if cls.larger_is_closer else "smaller", "symmetric": "yes" if cls.symmetric else "no",
+            "invariant to": ", ".join(sorted(cls.invariances)), "description": _first_line(cls),
+        }
+        for name, cls in MEASURES.items()
+    ]  # fmt: skip
+
+
+def _health() -> list[dict[str, Any]]:
+    from align.measures.health import HEALTH
+
+    return [
+        {
+            "name": name, "range": f"{one.range[0]:g} to {one.range[1]:g}", "healthy": one.healthy,
+            "invariant to": ", ".join(sorted(one.invariances)), "description": one.summary,
+        }
+        for name, one in HEALTH.items()
+    ]  # fmt: skip
+
+
+def _rules() -> list[dict[str, Any]]:
+    from align.rules import RULES
+
+    return [
+        {
+            "name": name, "knows other queries": "from the anchors" if cls.uses_references else "no",
+            "description": _first_line(cls),
+        }
+        for name, cls in RULES.items()
     ]  # fmt: skip
 
 
@@ -448,6 +497,88 @@ def fit(
         err.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     facts = ", ".join(f"{k} {v:.4g}" for k, v in fitted.report_.items() if isinstance(v, int | float))
     out.print(f"{map_} fitted on {used:,} rows ({facts}), saved in {out_}", soft_wrap=True)
+
+
+@app.command(epilog="Example: suture compare old.npy new.npy, or suture compare 20260101 latest")
+def compare(
+    first: Annotated[str, typer.Argument(help="A file of vectors, or a run.")],
+    second: Annotated[str, typer.Argument(help="Vectors of the same items, or another run of the same pairs.")],
+    measure: Annotated[list[str] | None, typer.Option(help="Of  suture list measures; may be repeated.")] = None,
+    items: Annotated[int, typer.Option(min=4, help="Of more items than this as many are drawn.")] = 4000,
+    json_: Json = False,
+) -> None:
+    """Say how alike two files of vectors are and how healthy each is; or which of two runs is better, score by score."""
+    if not Path(first).exists() and not Path(second).exists():
+        _compare_runs(first, second, json_)
+        return
+    from align.measures import MEASURES
+    from align.measures import health as health_of
+    from registry import compare as comparing
+
+    for name in measure or ():
+        if name not in MEASURES:
+            raise unknown("measure", name, MEASURES)
+    paths = Path(first), Path(second)
+    found = comparing.compare_files(*paths, measures=tuple(measure or comparing.MEASURES), items=items)
+    if json_:
+        _print_json(found)
+        return
+    drawn = "" if found["items"] == found["common"] else f" ({found['items']:,} drawn)"
+    table = Table(
+        *("similarity", "value", "95 % interval", "closer", "shuffled", "p", "q"),
+        title=f"{first} and {second}: {found['common']:,} common items{drawn}", title_justify="left",
+    )  # fmt: skip
+    for one in found["similarity"]:
+        for row, way in ((one, ""), (one["reverse"], ", backwards")):
+            if row is None:
+                continue
+            table.add_row(
+                row["measure"] + way, f"{row['value']:.3f}", f"{row['low']:.3f} - {row['high']:.3f}",
+                "larger" if MEASURES[row["measure"]].larger_is_closer else "smaller", f"{row['null_mean']:.3f}",
+                f"{row['p_value']:.3f}", f"{one['q_value']:.3f}",
+            )  # fmt: skip
+    out.print(table)
+    table = Table("health", "healthy", *(path.name for path in paths))
+    for name in comparing.HEALTH:
+        cells = (found["health"][str(path)][name] for path in paths)
+        texts = [f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" for cell in cells]
+        table.add_row(name, health_of.HEALTH[name].healthy, *(escape(text) for text in texts))
+    out.print(table)
+    notes = [f"{one['measure']}: {note}" for one in found["similarity"] for note in one["warnings"]]
+    notes += [
+        f"{path}: {one['warning']}" for path, of in found["health"].items() for one in of.values() if one["warning"]
+    ]
+    for note in dict.fromkeys(notes):
+        err.print(f"warning: {note}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _compare_runs(first: str, second: str, json_: bool) -> None:
+    from registry.compare import compare_runs
+    from registry.results import load_run
+
+    runs = [load_run(name) for name in (first, second)]
+    rows = compare_runs(*runs)
+    if json_:
+        _print_json(rows)
+        return
+    called = [row for row in rows if row["q_value"] < 0.05]
+    table = Table(
+        *("pair", "map", "rule", "split", "score", "first", "second", "gain [95 % interval]", "p", "q"),
+        title=f"{runs[1]['id']} against {runs[0]['id']}: {len(rows)} scores of the same items", title_justify="left",
+    )  # fmt: skip
+    for row in called or rows[:10]:
+        table.add_row(
+            f"{row['source']} -> {row['target']}", row["map"], row["rule"], row["split"],
+            f"{row['task']} {row['metric']}", f"{row['first']:.3f}", f"{row['second']:.3f}",
+            escape(f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"),
+            f"{row['p_value']:.4f}", f"{row['q_value']:.4f}",
+        )  # fmt: skip
+    _wide(table, 170)
+    better = sum(row["difference"] > 0 for row in called)
+    out.print(
+        f"{better} better and {len(called) - better} worse at q < 0.05 of {len(rows)} scores"
+        + ("" if called else "; the ten with the smallest p are shown")
+    )
 
 
 def _parameters(given: list[str]) -> dict[str, Any]:

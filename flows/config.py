@@ -188,8 +188,8 @@ class RunConfig(_Strict):
             ("pair", self.pairs), ("map label", [of_map.label for of_map in self.maps]), ("rule", self.rules),
             ("measure", self.measures), ("health measure", self.health), ("task", self.tasks or ()),
         )  # fmt: skip
-        for what, names in named:
-            if twice := next((name for name in names if list(names).count(name) > 1), None):
+        for what, listed in named:
+            if twice := next((one for one in listed if list(listed).count(one) > 1), None):
                 raise UserError(f"{what} {twice!r} is given twice")
         if not self.pairs or not self.maps or not self.splits.seeds or not all(self.splits.seeds.values()):
             raise UserError("a run needs at least one pair, one map, one kind of split and one seed")

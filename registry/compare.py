@@ -1,0 +1,115 @@
+"""Two files of vectors, or two runs: how alike, how healthy, and which is better."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align import Pair, Space, paired_test
+from align.measures import make_measure
+from align.measures.health import health
+from align.score import Outcomes
+from registry.encoders.precomputed import read_vectors
+from registry.errors import UserError, one_line
+from registry.results import ResultStore
+
+MEASURES = ("cka", "cka_debiased", "mutual_knn")
+HEALTH = ("isoscore", "average_cosine", "hubness_skewness")
+METRICS = ("recall_at_1", "recall_at_10", "accuracy", "agreement")
+"""Those by which runs are compared: few, for each is one more test."""
+
+Name = tuple[str, str, str, str, str, str, str]
+"""Source, target, map, rule, split, task, metric."""
+
+
+def compare_files(
+    first: Path, second: Path, *, measures: tuple[str, ...] = MEASURES, items: int = 4000, random_state: int = 0
+) -> dict[str, Any]:
+    """How alike two files of vectors of the same items are, and how healthy each is.
+
+    Rows are joined on their keys, or by their place where there are none. Of more than `items` rows as many are drawn.
+    Raises `UserError` for files or vectors that will not do.
+    """
+    from scipy.stats import false_discovery_control
+
+    sides = [(path, *read_vectors(path)) for path in (first, second)]
+    if all(keys == [str(row) for row in range(len(keys))] for _, keys, _ in sides) and len(sides[0][2]) != len(
+        sides[1][2]
+    ):
+        raise UserError(
+            f"{first} has {len(sides[0][2])} rows and {second} {len(sides[1][2])}, and neither has keys to join them on: "
+            "give both the same items in the same order, or keys beside them (NAME.keys.json)"
+        )
+    try:
+        pair = Pair.join(*(Space(str(path), keys, [rows]) for path, keys, rows in sides))
+        rows = np.arange(len(pair))
+        if len(rows) > items:
+            rows = np.sort(np.random.default_rng(random_state).choice(len(rows), items, replace=False))
+        X, Y = (np.asarray(Z) for Z in pair.take(rows))
+        reports = [make_measure(name).report(X, Y, random_state=random_state) for name in measures]
+        readings = {
+            str(path): {name: asdict(one) for name, one in health(Z, HEALTH, random_state=random_state).items()}
+            for path, Z in ((first, X), (second, Y))
+        }
+    except ValueError as error:
+        raise UserError(f"{first} and {second} cannot be compared: {one_line(error)}") from None
+    q_values = false_discovery_control([1.0 if one.p_value is None else one.p_value for one in reports])
+    found = [asdict(one) | {"q_value": float(q)} for one, q in zip(reports, q_values, strict=True)]
+    return {"items": len(rows), "common": len(pair), "similarity": found, "health": readings}
+
+
+def outcomes(run: dict[str, Any]) -> dict[Name, Outcomes]:
+    """What a run's held-out items came to, one by one, all seeds of a kind of split together.
+
+    Raises `UserError` where the results are no longer kept.
+    """
+    store = ResultStore()
+    parts: dict[Name, list[tuple[np.ndarray, list[str], Any]]] = {}
+    for kind, _, addresses in run["addresses"]["evaluate"]:
+        for pair, address in addresses.items():
+            kept = store.get(address)
+            if kept is None:
+                raise UserError(f"the results of run {run['id']} are no longer kept: run its configuration again")
+            content, arrays = kept
+            source, target = pair.split(" -> ")
+            for key, values in arrays.items():
+                map_, rule, task, metric = key.split("\t")
+                how = content["statistics"][f"{task}/{metric}"]
+                # An item is the unit of its own split; a group, of its own kind.
+                parts.setdefault((source, target, map_, rule, kind, task, metric), []).append(
+                    (values, content["units"], how)
+                )
+    return {
+        name: Outcomes(np.concatenate(values), list(chain.from_iterable(units)), ways[0])
+        for name, (values, units, ways) in ((name, tuple(zip(*seeds, strict=True))) for name, seeds in parts.items())
+    }
+
+
+def compare_runs(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
+    """Paired tests of the second run against the first, of every score that both have by `METRICS`.
+
+    Each row has the gain (second less first), its 95 % interval, p, and q over all rows. Scores of other held-out
+    items are left out: those cannot be paired. Raises `UserError` where nothing can be compared.
+    """
+    from scipy.stats import false_discovery_control
+
+    old, new = outcomes(first), outcomes(second)
+    rows = []
+    for name in old.keys() & new.keys():
+        if name[-1] not in METRICS or list(old[name].units) != list(new[name].units):
+            continue
+        test = paired_test(new[name], old[name])
+        labels = dict(zip(("source", "target", "map", "rule", "split", "task", "metric"), name, strict=True))
+        rows.append({**labels, "first": old[name].value(), "second": new[name].value(), **asdict(test)})
+    if not rows:
+        raise UserError(
+            f"runs {first['id']} and {second['id']} have no score of the same held-out items: "
+            "compare runs of the same pairs, maps, data and splits"
+        )
+    for row, q in zip(rows, false_discovery_control([row["p_value"] for row in rows]), strict=True):
+        row["q_value"] = float(q)
+    return sorted(rows, key=lambda row: (row["q_value"], -abs(row["difference"])))
