@@ -26,7 +26,7 @@ from tests.flows.conftest import (
     write_config,
 )
 
-COMMANDS = ("run", "record", "list", "show", "ui", "fit", "translate")
+COMMANDS = ("run", "record", "list", "show", "ui", "compare", "fit", "translate")
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,12 @@ def test_the_command_itself_says_what_there_is(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "name"), [("encoders", "efficientnet-lite0"), ("datasets", "emoji"), ("maps", "gromov_wasserstein")]
-)
+    ("what", "name"),
+    [
+        ("encoders", "efficientnet-lite0"), ("datasets", "emoji"), ("maps", "gromov_wasserstein"),
+        ("measures", "cka_debiased"), ("health", "isoscore"), ("rules", "csls"),
+    ],
+)  # fmt: skip
 def test_lists_are_for_people_and_machines(what: str, name: str, main: Main, module_home: Path) -> None:
     code, out, _ = main("list", what)
     assert code == 0
@@ -242,3 +246,32 @@ def test_what_is_wrong_with_files_is_one_line(
         assert err.count("\n") == 1
     assert files_of(tmp_path / "map") == before
     assert not (tmp_path / "out.npy").exists()
+
+
+def test_files_and_runs_are_compared(main: Main, kept: dict[str, Any], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(90, 6)).astype(np.float32)
+    paths = [tmp_path / "old.npy", tmp_path / "new.npy"]
+    for path, vectors in zip(paths, (X, X @ rng.normal(size=(6, 9)).astype(np.float32)), strict=True):
+        np.save(path, vectors)
+    code, out, _ = main("compare", *paths)
+    assert code == 0
+    text = " ".join(out.split())
+    assert all(word in text for word in ("cka_debiased", "mutual_knn", "hubness_skewness", "90 common items"))
+    code, out, _ = main("compare", *paths, "--measure", "linear_r2", "--json")
+    found = json.loads(out)
+    assert [one["measure"] for one in found["similarity"]] == ["linear_r2"]
+    assert found["similarity"][0]["reverse"] is not None
+    assert set(found["health"]) == {str(path) for path in paths}
+    rows = json.loads(main("compare", kept["id"], "latest", "--json")[1])
+    assert {row["p_value"] for row in rows} == {1.0}
+    assert "0 better and 0 worse" in " ".join(main("compare", kept["id"], "latest")[1].split())
+    for words, hint in (
+        ((*paths, "--measure", "ckaa"), "unknown measure 'ckaa'. Did you mean 'cka'"),
+        ((paths[0], tmp_path / "none.npy"), "none.npy"),
+        (("2031", "latest"), "unknown run '2031'"),
+    ):
+        code, out, err = main("compare", *words)
+        assert (code, out) == (2, "")
+        assert hint in err
+        assert err.count("\n") == 1
