@@ -96,15 +96,21 @@ def _completed(P: np.ndarray, Q: np.ndarray, special: bool) -> np.ndarray:
     """
     (rows, m), columns = P.shape, len(Q)
     d = max(rows, columns)
-    P, Q = (np.vstack([Z, np.zeros((d - len(Z), m))]) for Z in (P, Q))
-    E = np.linalg.qr(np.hstack([P, Q]))[0]
-    p, q = (scipy.linalg.qr(E.T @ Z, check_finite=False)[0][:, m:] for Z in (P, Q))
+    P, Q = (np.vstack([Z, np.zeros((d - len(Z), m))]) if len(Z) < d else Z for Z in (P, Q))
+    E = np.linalg.qr(np.hstack([P, Q]))[0] if 2 * m < d else None
+    if E is not None:
+        P, Q = E.T @ P, E.T @ Q
+    p, q = (scipy.linalg.qr(Z, check_finite=False)[0][:, m:] for Z in (P, Q))
     left, _, right = np.linalg.svd(p.T @ q)
     p, q = p @ left, q @ right.T
-    inside = (E.T @ P) @ (E.T @ Q).T + p @ q.T
+    inside = P @ Q.T + p @ q.T
     if special and np.linalg.slogdet(inside)[0] < 0:
         inside -= 2 * np.outer(p[:, -1], q[:, -1])
-    return np.asarray(np.eye(d) + E @ (inside - np.eye(len(inside))) @ E.T)[:rows, :columns]
+    if E is not None:
+        inside[np.diag_indices(len(inside))] -= 1
+        inside = E @ inside @ E.T
+        inside[np.diag_indices(d)] += 1
+    return np.asarray(inside[:rows, :columns])
 
 
 def _polar(cross: np.ndarray, rounding: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -81,6 +81,29 @@ def test_turns_with_the_spaces(seed: int) -> None:
     np.testing.assert_allclose(second, A.T @ first @ B, atol=1e-8)
 
 
+@given(st.integers(2, 12), st.integers(2, 12), st.integers(3, 12), st.integers(0, 1000))
+def test_directions_without_anchors_move_as_little_as_possible(dx: int, dy: int, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    X, Y = rng.normal(size=(n, dx)), rng.normal(size=(n, dy))
+    d, m = max(dx, dy), min(n - 1, dx, dy)
+    found = Procrustes().fit(X, Y).matrix_
+    left, _, right = np.linalg.svd(centred(X).T @ centred(Y))
+    np.testing.assert_allclose(left[:, :m].T @ found, right[:m], atol=1e-8)
+    if m == min(dx, dy):
+        return
+    # The best completion in all d dimensions, of the smaller side padded with zeros.
+    P, Q = (np.vstack([Z, np.zeros((d - len(Z), m))]) for Z in (left[:, :m], right[:m].T))
+    p, q = (np.linalg.svd(Z)[0][:, m:] for Z in (P, Q))
+    U, values, V = np.linalg.svd(p.T @ q)
+    if values.min() > 1e-3:  # else several are as good
+        np.testing.assert_allclose(found, (P @ Q.T + p @ U @ V @ q.T)[:dx, :dy], atol=1e-6)
+
+
+def test_what_is_not_known_to_differ_stays() -> None:
+    X = np.random.default_rng(0).normal(size=(5, 30))
+    np.testing.assert_allclose(Procrustes().fit(X, X + 1).matrix_, np.eye(30), atol=1e-12)
+
+
 def test_says_how_much_of_the_rotation_is_arbitrary(planted) -> None:
     report = Procrustes().fit(*planted(5, 9, 9)).report_
     assert report["rank"] == 4
