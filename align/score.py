@@ -152,19 +152,26 @@ def bootstrap(
     out = np.empty((replicates, columns.shape[1]))
     counts = np.bincount(codes, minlength=units).astype(np.float64)
     sums = np.stack([np.bincount(codes, column, units) for column in columns.T], axis=1)
+    if statistic == "mean" and strata is None:
+        # Units that are alike are drawn as one: how often is multinomial, which is exact, and fast for hits and misses.
+        kinds, number = np.unique(np.column_stack([sums, counts]), axis=0, return_counts=True)
+        if 8 * len(kinds) < units:
+            times = rng.multinomial(units, number / units, size=replicates)
+            out[:] = (times @ kinds[:, :-1]) / (times @ kinds[:, -1:])
+            return out[:, 0] if np.ndim(values) == 1 else out
     order = np.argsort(columns, axis=0, kind="stable")
-    low: np.ndarray | int = 0
-    high: np.ndarray | int = units
+    first: np.ndarray | int = 0
+    end: np.ndarray | int = units
     if strata is not None:
         members = np.argsort(strata, kind="stable")
-        _, first, size = np.unique(strata[members], return_index=True, return_counts=True)
-        low, high = np.repeat(first, size), np.repeat(first + size, size)
+        _, begin, size = np.unique(strata[members], return_index=True, return_counts=True)
+        first, end = np.repeat(begin, size), np.repeat(begin + size, size)
     # Blocks bound the memory; integers of 32 bit are drawn twice as fast.
     step = max(1, 2_000_000 // max(units, len(values)))
     for start in range(0, replicates, step):
         rows = slice(start, min(start + step, replicates))
         shape = (rows.stop - start, units)
-        drawn: np.ndarray = rng.integers(low, high, shape, dtype=np.int32)
+        drawn: np.ndarray = rng.integers(first, end, shape, dtype=np.int32)
         if strata is not None:
             drawn = members[drawn]
         if statistic == "mean" and columns.shape[1] == 1:

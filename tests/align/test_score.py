@@ -72,6 +72,27 @@ def test_bootstrap_medians_are_medians(owners: list[int], seed: int) -> None:
         assert found == np.median(np.concatenate(source))
 
 
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_every_block_of_replicates_is_drawn_alike(statistic: str) -> None:
+    values = np.random.default_rng(0).exponential(size=5000)
+    drawn = bootstrap(values, np.arange(5000), statistic, replicates=1600).reshape(4, 400)
+    error = 1 / np.sqrt(5000)  # of the mean, and of the median, of exponential values
+    np.testing.assert_allclose(drawn.std(1), error, rtol=0.2)
+    np.testing.assert_allclose(drawn.mean(1), getattr(np, statistic)(values), atol=5 * error / 20)
+
+
+def test_hits_are_drawn_as_any_values_are() -> None:
+    rng = np.random.default_rng(0)
+    units = np.repeat(np.arange(300), 2)
+    hits = np.stack([rng.integers(0, 2, 600), np.ones(600)], axis=1).astype(float)
+    together = bootstrap(hits, units, replicates=4000)
+    # A little noise makes every unit a kind of its own.
+    apart = bootstrap(hits[:, 0] + 1e-9 * rng.normal(size=600), units, replicates=4000)
+    assert together[:, 0].std() == pytest.approx(apart.std(), rel=0.06)
+    assert together[:, 0].mean() == pytest.approx(hits[:, 0].mean(), abs=4 * apart.std() / np.sqrt(4000))
+    np.testing.assert_array_equal(together[:, 1], 1)
+
+
 @pytest.mark.parametrize("per_unit", [1, 8])
 def test_bootstrap_interval_covers(per_unit: int) -> None:
     rng = np.random.default_rng(1)
