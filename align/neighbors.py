@@ -39,6 +39,8 @@ def nearest(
     n, m = len(queries), len(keys)
     if not 1 <= k <= m - exclude_self:
         raise ValueError(f"k must be between 1 and {m - exclude_self}, got {k}")
+    if exclude_self and queries is keys and n >= 2 * KEYS and 4 * k * PIECES <= min(KEYS, QUERIES):
+        return _nearest_others(queries, k)
     dtype = np.result_type(queries, keys)
     scores, indices = np.empty((n, k), dtype), np.empty((n, k), np.int64)
     # The last block of keys may overlap the one before, so that all have the same width.
@@ -70,11 +72,7 @@ def nearest(
                 found.append((row, score, column + first))
                 # The bound tightens ever more slowly: sorting after the blocks 1, 2, 4, 8, ... is enough.
                 if number & (number - 1) == 0 or first + width == m:
-                    row, score, column = (np.concatenate(parts) for parts in zip(*found, strict=True))
-                    order = np.lexsort((column, -score, row))
-                    row = row[order]
-                    order = order[np.arange(len(row)) - np.searchsorted(row, np.arange(count))[row] < k]
-                    best, where = score[order].reshape(count, k), column[order].reshape(count, k)
+                    best, where = _best(found, count, k)
                     found, bound = [(old, best.ravel(), where.ravel())], best[:, -1]
             scores[rows], indices[rows] = best, where
 
@@ -83,6 +81,86 @@ def nearest(
     else:
         on_every_core(search)
     return scores, indices
+
+
+def _best(found: list[tuple[np.ndarray, ...]], n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best scores and their columns (n, k) of rows, scores and columns found; each row has k or more."""
+    row, score, column = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.lexsort((column, -score, row))
+    row = row[order]
+    order = order[np.arange(len(row)) - np.searchsorted(row, np.arange(n))[row] < k]
+    return score[order].reshape(n, k), column[order].reshape(n, k)
+
+
+def _nearest_others(X: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`nearest` of a space in itself: each product of two rows is taken once, and counts for both.
+
+    A block of rows meets the columns from its own first on. What a worker has found of all rows stays with it until
+    the end, when the workers' lists are joined.
+    """
+    n, piece = len(X), KEYS // PIECES
+
+    def search(worker: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
+        best, where = np.full((n, k), -np.inf, X.dtype), np.zeros((n, k), np.int64)
+        buffer = np.empty((PIECES, QUERIES, piece), X.dtype)
+        for start in range(worker * QUERIES, n, workers * QUERIES):
+            rows = slice(start, min(start + QUERIES, n))
+            count = rows.stop - start
+            old, bound, known = np.repeat(np.arange(count), k), best[rows, -1], start >= workers * QUERIES
+            found: list[tuple[np.ndarray, ...]] = []
+            if known:
+                found.append((old, best[rows].ravel(), where[rows].ravel()))
+            for number, begin in enumerate(range(start, n, KEYS), 1):
+                first = min(begin, n - KEYS)
+                held = X[first : first + KEYS].reshape(PIECES, piece, -1)
+                table = np.matmul(X[rows], held.transpose(0, 2, 1), out=buffer[:, :count])
+                columns = np.arange(first, first + KEYS).reshape(PIECES, piece)
+                if first < begin:
+                    table[:] = np.where(columns[:, None] < begin, -np.inf, table)
+                own = np.arange(max(start, first), min(rows.stop, first + KEYS))
+                table[(own - first) // piece, own - start, (own - first) % piece] = -np.inf
+                row, score, column = _candidates(table, bound, k)
+                found.append((row, score, column + first))
+                if number & (number - 1) == 0 or first + KEYS == n:
+                    found = [(old, *(part.ravel() for part in _best(found, count, k)))]
+                    bound = found[0][1].reshape(count, k)[:, -1]
+                fresh = columns >= max(begin, rows.stop)
+                if fresh.any():
+                    # Of the columns that have met no row of this worker's yet, none is known.
+                    limits = np.where(fresh, best[first : first + KEYS, -1].reshape(PIECES, piece), np.inf)
+                    column, score, row = _column_candidates(table, limits, k, known)
+                    met, place = np.unique(column, return_inverse=True)
+                    lists = [(place, score, row + start)]
+                    if known:
+                        at = first + met
+                        lists.append((np.repeat(np.arange(len(met)), k), best[at].ravel(), where[at].ravel()))
+                    best[first + met], where[first + met] = _best(lists, len(met), k)
+            best[rows], where[rows] = (part.reshape(count, k) for part in found[0][1:])
+        return best, where
+
+    every = on_every_core(search)
+    rows = np.repeat(np.arange(n), k)
+    kept = [(score > -np.inf).ravel() for score, _ in every]
+    return _best(
+        [(rows[some], *(part.ravel()[some] for part in one)) for one, some in zip(every, kept, strict=True)], n, k
+    )
+
+
+def _column_candidates(
+    table: np.ndarray, bound: np.ndarray, k: int, known: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_candidates` of the columns: each one's number, scores above its `bound` (pieces, width), and their rows."""
+    pieces, rows, width = table.shape
+    grouped = table.reshape(pieces, PIECES, rows // PIECES, width)
+    maxima = grouped.max(1)
+    if not known:
+        groups = maxima.shape[1]
+        bound = np.where(np.isneginf(bound), np.partition(maxima, groups - k, axis=1)[:, groups - k], bound)
+    piece, group, column = np.nonzero(maxima >= bound[:, None] if not known else maxima > bound[:, None])
+    scores = grouped[piece, :, group, column]
+    limits = bound[piece, column][:, None]
+    which, part = np.nonzero(scores >= limits if not known else scores > limits)
+    return piece[which] * width + column[which], scores[which, part], part * (rows // PIECES) + group[which]
 
 
 def _candidates(table: np.ndarray, bound: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

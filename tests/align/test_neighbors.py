@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align import neighbors
@@ -16,10 +16,11 @@ def integers(n: int, d: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(-1, 2, (n, d)).astype(np.float32)
 
 
-BLOCKS = st.sampled_from([(2, 6, 2), (4, 24, 3), (8, 64, 2), (512, 4096, 16)])
+BLOCKS = st.sampled_from([(2, 6, 2), (4, 24, 3), (8, 64, 2), (16, 64, 2), (64, 128, 4), (512, 4096, 16)])
 
 
-@given(st.integers(1, 20), st.integers(2, 150), st.integers(1, 6), SEEDS, BLOCKS, st.booleans())
+@settings(max_examples=60)
+@given(st.integers(1, 20), st.integers(2, 400), st.integers(1, 6), SEEDS, BLOCKS, st.booleans())
 def test_nearest_is_brute_force_and_ties_go_to_the_lower_index(
     n: int, m: int, k: int, seed: int, blocks: tuple[int, int, int], own: bool
 ) -> None:
@@ -97,3 +98,11 @@ def test_unit_rows() -> None:
 def test_nearest_refuses_k(k: int, own: bool) -> None:
     with pytest.raises(ValueError, match=f"k must be between 1 and {5 - own}, got {k}"):
         nearest(np.eye(5), np.eye(5), k, exclude_self=own)
+
+
+def test_a_large_space_in_itself_is_as_if_it_were_two() -> None:
+    X = unit_rows(np.random.default_rng(0).normal(size=(9000, 8)))
+    scores, indices = nearest(X, X, 5, exclude_self=True)
+    others = nearest(X, X.copy(), 5, exclude_self=True)
+    np.testing.assert_allclose(scores, others[0], atol=1e-12)
+    assert np.mean(indices == others[1]) > 0.9999
