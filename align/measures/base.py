@@ -203,6 +203,9 @@ class Measure(ABC):
 
 
 def centred(X: np.ndarray) -> np.ndarray:
-    """X (n, d) about its mean and divided by its root mean squared length, in its own precision."""
+    """X (n, d) about its mean and divided by about its root mean squared length, in its own precision."""
     X = X - X.mean(0, dtype=np.float64).astype(X.dtype)
-    return X / X.dtype.type(np.sqrt(np.mean(np.einsum("ij,ij->i", X, X, dtype=np.float64))))
+    # Whatever the factor is, it is the same for all rows: single precision will do. The first one keeps squares finite.
+    X /= np.abs(X).max()
+    X /= X.dtype.type(np.sqrt(np.vdot(X, X) / len(X)))
+    return X

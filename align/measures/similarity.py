@@ -39,7 +39,8 @@ class LinearCKA(Measure):
 
     def prepare(self, X: np.ndarray) -> Centred:
         x = centred(X)
-        made = Centred(x, np.einsum("ij,ij->i", x, x, dtype=np.float64))
+        squares = np.einsum("ij,ij->i", x, x, dtype=np.float64) if self.debiased else np.empty(0)
+        made = Centred(x, squares)
         return replace(made, own=self._hsic(made, made))
 
     def compare(self, a: Centred, b: Centred, order: np.ndarray | None = None) -> float:
@@ -299,7 +300,10 @@ def mutual_knn(X: np.ndarray, Y: np.ndarray, *, k: int = 10) -> float:
 def centred_units(X: np.ndarray) -> np.ndarray:
     """Rows about their mean and scaled to length one, float32 or float64."""
     X = X if X.dtype == np.float64 else X.astype(np.float32)
-    return unit_rows(X - X.mean(0, dtype=np.float64).astype(X.dtype))
+    X = X - X.mean(0, dtype=np.float64).astype(X.dtype)
+    norms = np.linalg.norm(X, axis=1, keepdims=True)
+    X /= np.where(norms > 0, norms, 1)
+    return X
 
 
 def neighbours(X: np.ndarray, k: int = 10) -> np.ndarray:
