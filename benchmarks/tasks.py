@@ -4,8 +4,9 @@ imagenet   8 image encoders -> MiniLM names of classes that the map has not seen
            similarity ranks the encoders as that accuracy does
 sentences  STS-B with one sentence in e5, mapped, and the other in MiniLM
 digits     spoken digits by YAMNet -> the names of digits that the map has not heard
+words      word similarity against people's, and GloVe words found among those of GloVe-Twitter
 
-python -m benchmarks.tasks [--only imagenet sentences digits] [--seeds 5] [--json tasks.json]
+python -m benchmarks.tasks [--only imagenet sentences digits words] [--seeds 5] [--json tasks.json]
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from typing import Any
 import numpy as np
 
 from align.maps.orthogonal import Procrustes
+from align.maps.subspace import CCA
 from align.measures import make_measure
 from align.neighbors import unit_rows
 from align.rules import make_rule
 from align.score import Outcomes
+from align.tasks.human import word_similarity
+from align.tasks.lexicon import dictionary_rows, lexicon_outcomes
 from registry import datasets, encoders
 
 RULES = ("cosine", "csls", "inverted_softmax", "mutual_proximity", "local_scaling")
@@ -201,7 +205,44 @@ def yamnet(model: Path, files: Sequence[Path]) -> list[np.ndarray]:
     return out
 
 
-TASKS = {"imagenet": imagenet, "sentences": sentences, "digits": digits}
+def words(folder: Path) -> dict[str, Any]:
+    """Word similarity of two sets of GloVe vectors, and the words of one found among all words of the other.
+
+    Lexicon: the same English words of both are the dictionary, 3,000 of them (seed 0) fit the map and the others are
+    looked for among the whole Twitter vocabulary.
+    """
+    vectors = {}
+    for name, file in (("GloVe-6B", "glove6B_50d_5k"), ("GloVe-Twitter", "glove_twitter_25d_12k")):
+        with np.load(folder / "wordvecs" / f"{file}.npz", allow_pickle=False) as held:
+            vectors[name] = [str(word) for word in held["words"]], held["vectors"].astype(np.float32)
+    similarity: dict[str, Any] = {}
+    for name, (vocabulary, rows) in vectors.items():
+        for judged in ("EN-MEN-TR-3k", "EN-WS-353-ALL", "EN-SIMLEX-999"):
+            lines = [line.split() for line in (folder / "wordsim" / f"{judged}.txt").read_text().splitlines() if line]
+            pairs, human = [(line[0], line[1]) for line in lines], [float(line[-1]) for line in lines]
+            found, coverage = word_similarity(vocabulary, rows, pairs, human)
+            similarity[f"{name} on {judged}"] = {"value": found.value, "low": found.low, "high": found.high}
+            similarity[f"{name} on {judged}"]["pairs covered"] = coverage
+    (words_, X), (others, Y) = vectors["GloVe-6B"], vectors["GloVe-Twitter"]
+    entries, _ = dictionary_rows([(word, word) for word in words_], words_, others)
+    order = np.random.default_rng(0).permutation(len(entries))
+    fitted, asked = entries[order[:3000]], entries[order[3000:]]
+    X, Y = unit_rows(X), unit_rows(Y)
+    lexicon: dict[str, Any] = {"words": len(asked)}
+    for label, model in (("procrustes", Procrustes()), ("cca", CCA())):
+        model.fit(X[fitted[:, 0]], Y[fitted[:, 1]])
+        sides = model.source_to_shared(X), model.target_to_shared(Y)
+        for rule in ("cosine", "csls"):
+            units, outcomes = lexicon_outcomes(*sides, asked, make_rule(rule))
+            lexicon[f"{label} by {rule}"] = {
+                metric: interval(values, [str(unit) for unit in units])
+                for metric, (values, _) in outcomes.items()
+                if metric.startswith("precision")
+            }
+    return {"word similarity": similarity, "lexicon": lexicon}
+
+
+TASKS = {"imagenet": imagenet, "sentences": sentences, "digits": digits, "words": words}
 
 
 def show(report: Any, title: str = "") -> None:

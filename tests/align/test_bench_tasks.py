@@ -65,3 +65,11 @@ def test_spoken_digits_of_unheard_speakers_are_named(folder: Path) -> None:
     if "skipped" in found:
         pytest.skip(found["skipped"])
     assert found["held-out speakers"]["low"] > found["held-out speakers"]["chance"]
+
+
+def test_words_are_as_similar_as_is_published_and_found_in_other_vectors(folder: Path) -> None:
+    found = tasks.words(folder)
+    assert found["word similarity"]["GloVe-6B on EN-MEN-TR-3k"]["value"] == pytest.approx(0.682, abs=5e-4)
+    for rule in ("cosine", "csls"):
+        assert found["lexicon"][f"procrustes by {rule}"]["precision_at_1"]["low"] > 0.3
+        assert found["lexicon"][f"cca by {rule}"]["precision_at_10"]["low"] > 0.5
