@@ -31,6 +31,7 @@ bench: $(READY)
 bench-maps: $(READY)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.maps
+	$(BIN)/python -m benchmarks.measures
 
 methods: $(READY)
 	$(BIN)/python -m benchmarks.methods --out docs/methods.md
