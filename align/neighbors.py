@@ -130,7 +130,7 @@ def _nearest_others(X: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
                     limits = np.where(fresh, best[first : first + KEYS, -1].reshape(PIECES, piece), np.inf)
                     column, score, row = _column_candidates(table, limits, k, known)
                     met, place = np.unique(column, return_inverse=True)
-                    lists = [(place, score, row + start)]
+                    lists: list[tuple[np.ndarray, ...]] = [(place, score, row + start)]
                     if known:
                         at = first + met
                         lists.append((np.repeat(np.arange(len(met)), k), best[at].ravel(), where[at].ravel()))

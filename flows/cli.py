@@ -194,10 +194,10 @@ def record(
 
 @app.command("list", epilog="Example: suture list encoders")
 def list_(
-    what: Annotated[str, typer.Argument(help="encoders, datasets, maps, measures, health, rules or runs")],
+    what: Annotated[str, typer.Argument(help="encoders, datasets, maps, measures, health, rules, runs or models")],
     json_: Json = False,
 ) -> None:
-    """List what there is: encoders, datasets, maps, measures (of similarity), health (of one space), rules or runs."""
+    """List what there is: encoders, datasets, maps, measures (of similarity), health (of one space), rules, runs or models."""
     listings = {
         "encoders": _encoders,
         "datasets": _datasets,
@@ -206,6 +206,7 @@ def list_(
         "health": _health,
         "rules": _rules,
         "runs": _runs,
+        "models": _models,
     }
     if what not in listings:
         raise unknown("list", what, listings)
@@ -316,13 +317,18 @@ def _runs() -> list[dict[str, Any]]:
 
 @app.command(epilog="Example: suture show latest --task zero_shot --split group")
 def show(
-    run: Annotated[str, typer.Argument(help="A run's id, the beginning of it, or 'latest'.")] = "latest",
+    run: Annotated[
+        str, typer.Argument(help="A run's id, the beginning of it, or 'latest'; or models:/NAME@ALIAS.")
+    ] = "latest",
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     split: Annotated[str | None, typer.Option(help="Only this kind of split: item or group.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every metric, not only each pair's headline.")] = False,
     json_: Json = False,
 ) -> None:
-    """Show a run's scores with their intervals and baselines."""
+    """Show a run's scores with their intervals and baselines, or a registered model's lineage and evidence."""
+    if run.startswith("models:/"):
+        _show_model(run, json_)
+        return
     from registry.results import load_run
 
     kept = load_run(run)
@@ -468,6 +474,196 @@ def ui(
     os.execv(sys.executable, command)
 
 
+# --- stitched models
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A run (its champion) or 'latest', models:/NAME@ALIAS, or an exported folder.", metavar="MODEL"
+    ),
+]
+TrackingUri = Annotated[
+    str | None, typer.Option("--tracking-uri", help="The MLflow that has the model, where not the default one.")
+]
+
+
+@app.command(epilog="Example: suture export models:/quickstart@champion model/ --format onnx")
+def export(
+    model: Model,
+    folder: Annotated[Path, typer.Argument(help="A new folder; a model that is there is replaced.", metavar="DIR")],
+    format_: Annotated[str, typer.Option("--format", help="onnx (one file), folder or mlflow (a pyfunc).")] = "folder",
+    tokens: Annotated[bool, typer.Option("--tokens", help="The ONNX file takes token ids instead of pixels.")] = False,
+    tracking_uri: TrackingUri = None,
+    json_: Json = False,
+) -> None:
+    """Write a stitched model for use elsewhere: nothing of this package is needed to run it."""
+    from registry import promotion, stitched
+
+    found = promotion.find(model, tracking_uri=tracking_uri)
+    # Real pictures, where the run that made the model is kept: the ONNX file is held against it on them.
+    images = _pictures(found) if format_ == "onnx" and not tokens else []
+    stitched.write(found, folder, format_, tokens=tokens, images=images)  # type: ignore[arg-type]
+    if json_:
+        _print_json({"model": str(found), "format": format_, "folder": str(folder), "checked_on": len(images)})
+        return
+    start = {
+        "onnx": f"cd {folder} && python example.py {'TEXT' if tokens else 'PICTURE'}",
+        "folder": f"suture predict {folder} PICTURE, or registry.stitched.load('{folder}')",
+        "mlflow": f"mlflow models serve -m {folder} --env-manager local",
+    }
+    out.print(f"exported to {folder}. Next: {start[format_]}", soft_wrap=True, highlight=False)
+
+
+def _pictures(folder: Path) -> list[bytes]:
+    """Eight pictures of the data set that a stitched model was made with, where its run is kept here."""
+    import io
+
+    from flows.config import RunConfig
+    from flows.steps import dataset_of
+    from registry.results import load_run, run_ids
+
+    try:
+        run_id = json.loads((folder / "config.json").read_bytes())["card"]["run"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    if run_id not in run_ids():
+        return []
+    run = load_run(run_id)
+    column = next(space["column"] for space in run["spaces"] if space["name"] == run["champion"]["source"])
+    files = []
+    try:
+        dataset = dataset_of(RunConfig.model_validate(run["config"]))
+        for row in range(0, len(dataset.keys), -(-len(dataset.keys) // 8)):
+            file = io.BytesIO()
+            dataset.read(column, row).save(file, "PNG")  # type: ignore[union-attr]
+            files.append(file.getvalue())
+    except UserError as error:
+        err.print(f"checked on test patterns alone: {error}", style="yellow", soft_wrap=True)
+    return files
+
+
+@app.command(epilog='Example: suture predict latest photos/ --labels "a cat,a dog" --json')
+def predict(
+    model: Model,
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Pictures, folders, .txt files (a text a line), or .parquet (image or text).")
+    ],
+    labels: Annotated[str | None, typer.Option(help="Class names, separated by commas; the stored ones else.")] = None,
+    top_k: Annotated[int, typer.Option(help="How many classes to name.")] = 1,
+    tracking_uri: TrackingUri = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Name the class of pictures and texts; what cannot be read is said so in its row."""
+    from registry import promotion, stitched
+
+    loaded = stitched.load(promotion.find(model, tracking_uri=tracking_uri))
+    names = None if labels is None else [label.strip() for label in labels.split(",")]
+    rows = stitched.predict(loaded, inputs, labels=names, top_k=top_k)
+    bad = done = 0
+    with Progress(console=err, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("predict", total=stitched.count_inputs(inputs) if err.is_terminal else None)
+        for row in rows:
+            bad, done = bad + ("error" in row), done + 1
+            progress.advance(bar)
+            if json_:
+                print(json.dumps(row, ensure_ascii=False))
+            elif "error" in row:
+                print(f"{row['input']}\terror: {row['error']}")
+            else:
+                best = zip(row.get("labels", [row["label"]]), row.get("scores", [row["score"]]), strict=True)
+                print(row["input"], *(f"{label}\t{score:.3f}" for label, score in best), sep="\t")
+    if not done:
+        raise UserError("there is no picture or text in what was given")
+    if bad:
+        err.print(f"{bad} of {done} could not be answered", style="yellow")
+    if bad == done:
+        sys.exit(USER_ERROR)
+
+
+@app.command(epilog="Example: suture promote quickstart --margin 0.02")
+def promote(
+    name: Annotated[str, typer.Argument(help="A registered model, as in  suture list models.")],
+    version: Annotated[str | None, typer.Option(help="The version to promote, where not @challenger.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="For a smaller model: not worse by this share of items is enough.")
+    ] = None,
+    level: Annotated[
+        float, typer.Option(help="The chance that all tests of this model together ever promote one that is no better.")
+    ] = 0.05,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Back to the champion before this one.")] = False,
+    tracking_uri: TrackingUri = None,
+    json_: Json = False,
+) -> None:
+    """Move @champion to a version that is better on the same held-out items, by a test; print the evidence."""
+    from registry import promotion
+
+    if rollback:
+        back = promotion.rollback(name, tracking_uri=tracking_uri)
+        if json_:
+            _print_json(back)
+        else:
+            out.print(f"{name}@champion is version {back['version']} again, instead of {back['instead_of']}")
+        return
+    evidence = promotion.promote(name, version=version, margin=margin, level=level, tracking_uri=tracking_uri)
+    if json_:
+        _print_json(evidence)
+    else:
+        out.print(promotion.sentence(evidence), soft_wrap=True, markup=False)
+
+
+@app.command(epilog="Example: suture serve models:/quickstart@champion --port 5002")
+def serve(
+    model: Model,
+    port: Annotated[int, typer.Option(help="Where it listens.")] = 5002,
+    host: Annotated[str, typer.Option(help="The address to listen on; this machine only by default.")] = "127.0.0.1",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Answer over HTTP by MLflow's scoring server: POST /invocations with base64 pictures in a column 'image'."""
+    from registry import promotion, stitched
+
+    server = stitched.server(promotion.find(model, tracking_uri=tracking_uri))
+    import uvicorn
+
+    err.print(f"serving {model} on http://{host}:{port}/invocations (Ctrl-C ends it)", soft_wrap=True)
+    uvicorn.run(server, host=host, port=port, log_level="warning")
+
+
+def _models() -> list[dict[str, Any]]:
+    from registry import promotion
+
+    return promotion.models()
+
+
+def _show_model(model: str, json_: bool) -> None:
+    from registry import promotion
+
+    found = promotion.describe(model)
+    if json_:
+        _print_json(found)
+        return
+    aliases = "".join(f" @{alias}" for alias in found["aliases"])
+    lines = [f"{found['model']} version {found['version']}{aliases}: {found['pair']} by {found['map']}"]
+    lines += [f"run {found['run']}, MLflow run {found['mlflow_run']}"]
+    lineage = found["lineage"]
+    if "note" in lineage:
+        lines.append(f"lineage: {lineage['note']}")
+    else:
+        lines.append(f"data: {lineage['data']['name']}, {lineage['data']['items']} items")
+        lines += [
+            f"{space['name']}: {space['encoder']} on {space['column']}, weights {space['weights'][:12]}, "
+            f"data {space['data'][:12]}, {space['licence']}"
+            for space in lineage["spaces"]
+        ]
+        lines.append("code: " + ", ".join(f"{name} {version}" for name, version in lineage["code"].items()))
+    lines.append(f"evidence: {found['evidence'].get('decision', 'none: it was never tested')}")
+    lines.append(
+        f"tests of this model so far: {found['tests']}; earlier champions: {', '.join(found['history']) or '-'}"
+    )
+    lines.append("stale: " + ("; ".join(found["stale"]) or "no"))
+    for line in lines:
+        out.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
 # --- on a user's own files
 
 
@@ -600,7 +796,11 @@ def translate(
     out_: Annotated[Path, typer.Option("--out", "-o", help="Where to write; the ending says the format.")],
     json_: Json = False,
 ) -> None:
-    """Translate stored vectors into the target space, in blocks; keys are kept."""
+    """Translate stored vectors into the target space, in blocks; keys are kept.
+
+    Files are .npy, .npz, .safetensors, .parquet, .arrow or .feather, any into any. Stopped in the middle it goes on
+    when it is started again.
+    """
     from registry import vectors
 
     with Progress(console=err, disable=json_ or not err.is_terminal) as progress:
@@ -612,6 +812,90 @@ def translate(
         _print_json({"rows": rows, "dimension": dimension, "out": str(out_)})
     else:
         out.print(f"{rows:,} vectors of {dimension} dimensions in {out_}", soft_wrap=True)
+
+
+@app.command(epilog="Example: suture upgrade --old old.npy --new new.npy --labels classes.json --out maps/")
+def upgrade(
+    old: Annotated[str, typer.Option(help="The old model's vectors: a file, or with --data an encoder.")],
+    new: Annotated[str, typer.Option(help="The new model's vectors of the same items, or an encoder.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Classes: .json (by key, or a list in the order of the rows) or .txt.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="One of  suture list datasets, embedded by both encoders.")] = None,
+    column: Annotated[str | None, typer.Option(help="The column of --data to embed.")] = None,
+    map_: Annotated[
+        list[str] | None, typer.Option("--map", help="Only this candidate; may be repeated. By default six compete.")
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="The share of items that only report.")] = 0.3,
+    out_: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to save both maps in.")] = None,
+    json_: Json = False,
+) -> None:
+    """Replace an embedding model without re-indexing: fit maps both ways, and say what each keeps of a new index."""
+    from registry import upgrade as upgrades
+
+    if (data is None) != (column is None):
+        raise UserError("--data and --column go together: which data set, and which column of it to embed")
+    if out_ is not None and out_.exists() and not out_.is_dir():
+        raise UserError(f"--out {out_} is a file: name a folder")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=json_ or not err.is_terminal) as progress:
+        bar = progress.add_task("reading", total=None)
+        options: dict[str, Any] = {
+            "held_out": held_out,
+            "candidates": map_ or upgrades.CANDIDATES,
+            "progress": lambda what: progress.update(bar, description=what),
+        }
+        if data is not None and column is not None:
+            if labels is not None:
+                raise UserError("--labels are for files: a data set has its own")
+            made = upgrades.upgrade_encoders(old, new, data, column, **options)
+        else:
+            classes = None if labels is None else upgrades.read_labels(labels)
+            made = upgrades.upgrade_files(Path(old), Path(new), classes, **options)
+    if out_ is not None:
+        made.save(out_)
+    if json_:
+        _print_json(made.report)
+        return
+    _show_upgrade(made.report)
+    if out_ is not None:
+        out.print(
+            f"maps saved: suture translate {out_ / 'index'} STORED -o NEW moves what is stored, and {out_ / 'query'} "
+            "takes new queries to the old index",
+            soft_wrap=True,
+        )
+
+
+def _show_upgrade(report: dict[str, Any]) -> None:
+    scores = {(s["setting"], s["relevant"], s["metric"]): s for s in report["scores"]}
+    names = {"recall_at_1": "R@1", "recall_at_10": "R@10", "map": "mAP"}
+    kinds = list(dict.fromkeys((s["relevant"], s["metric"]) for s in report["scores"]))
+    table = Table(
+        title=f"{report['old']['name']} -> {report['new']['name']}: value [95 % interval], share of new/new; "
+        f"{report['held_out']:,} held-out items, maps of {report['anchors']:,} anchors",
+        title_justify="left",
+    )
+    for column in ("queries", "index", *(f"{names[metric]}, {relevant}" for relevant, metric in kinds)):
+        table.add_column(column)
+    for setting in dict.fromkeys(s["setting"] for s in report["scores"]):
+        found = [scores[setting, *kind] for kind in kinds]
+        cells = [
+            f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
+            + (f" {s['share']:.0%}" if s["share"] is not None else "")
+            for s in found
+        ]
+        table.add_row(found[0]["queries"], found[0]["index"], *(escape(cell) for cell in cells))
+    _wide(table, 190)
+    for relevant, meaning in report["relevant"].items():
+        out.print(f"{relevant}: {meaning}", style="dim", soft_wrap=True)
+    ways = Table("way", "map", "us a query", "us in batches", "cross-validated mAP of the candidates")
+    for way, of_way in report["ways"].items():
+        ways.add_row(
+            way, of_way["map"], f"{of_way['microseconds']:.0f}", f"{of_way['microseconds_in_batches']:.1f}",
+            ", ".join(f"{name} {value:.3f}" for name, value in of_way["cross_validated_map"].items()),
+        )  # fmt: skip
+    _wide(ways, 190)
+    out.print(f"advice: {report['advice']}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

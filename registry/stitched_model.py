@@ -17,7 +17,8 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ GRAPHS = ("image.onnx", "source.onnx", "text.onnx", "target.onnx")
 FILES = (*GRAPHS, "tokenizer.json", "prototypes.safetensors", "config.json")
 TEXT_INPUTS = ("input_ids", "attention_mask")
 BATCH = 32
+MAX_SIZE = 4096
 MAX_PIXELS = 89_478_485  # a small file can unpack into gigabytes
 
 
@@ -47,11 +49,30 @@ class BadInput(ValueError):
 def load(folder: str | Path) -> Model:
     """Check every file against CHECKSUMS, then load the model; raises `DamagedModel`."""
     verify(folder)
-    return Model(Path(folder))
+    with _readable(folder):
+        model = Model(Path(folder))
+        # A graph that can be read may still not run, or give something else.
+        expected = (1, model.config["dimensions"]["shared"])
+        if not model.embed_pixels(_blank(model.config)).shape == model.embed_texts(["a"]).shape == expected:
+            raise DamagedModel(f"'{folder}' does not give vectors of shape {expected}, as its config.json says")
+        return model
 
 
-def verify(folder: str | Path) -> None:
-    """Raise `DamagedModel`, naming the file, unless all files are those that were exported."""
+@contextmanager
+def _readable(folder: str | Path) -> Iterator[None]:
+    """What goes wrong in reading the files of a model, as `DamagedModel`."""
+    try:
+        yield
+    except DamagedModel:
+        raise
+    # Files whose checksums somebody has renewed: parsers of corrupt bytes raise nearly anything.
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DamagedModel(f"'{folder}' is no stitched model that can be read: {why}") from None
+
+
+def verify(folder: str | Path, files: Sequence[str] = FILES) -> None:
+    """Raise `DamagedModel`, naming the file, unless all files are those that were exported, `files` among them."""
     folder = Path(folder)
     try:
         sums = json.loads((folder / "CHECKSUMS").read_bytes())
@@ -61,7 +82,7 @@ def verify(folder: str | Path) -> None:
         raise DamagedModel(f"CHECKSUMS of '{folder}' cannot be read: {error}") from None
     if not isinstance(sums, dict):
         raise DamagedModel(f"CHECKSUMS of '{folder}' is not a list of files")
-    for name in dict.fromkeys((*FILES, *sums)):
+    for name in dict.fromkeys((*files, *sums)):
         path = folder / name
         # A link counts as outside, wherever it leads: an export has none.
         if Path(name).name != name or path.is_symlink():
@@ -83,13 +104,15 @@ class Model:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
         if self.config["format"] != FORMAT:
             raise DamagedModel(f"'{folder}' has format {self.config['format']}; this code reads {FORMAT}")
-        self.labels: tuple[str, ...] = tuple(self.config["labels"])
+        self.labels: tuple[str, ...] = _names(self.config["labels"])
         self._prototypes = load_file(folder / "prototypes.safetensors")["prototypes"]
+        expected = (len(self.labels), self.config["dimensions"]["shared"])
+        if self._prototypes.shape != expected:
+            raise DamagedModel(
+                f"'{folder}' has prototypes of shape {self._prototypes.shape}; its config.json says {expected}"
+            )
         self._image, self._source, self._text, self._target = (_session(folder / name) for name in GRAPHS)
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(self.config["max_length"])
-        padding = self._tokenizer.padding or {}
-        self._tokenizer.enable_padding(pad_id=padding.get("pad_id", 0), pad_token=padding.get("pad_token", "[PAD]"))
+        self._tokenizer = _tokenizer(folder, self.config["max_length"])
         self._remembered = lru_cache(maxsize=16)(self._embed_labels)
 
     def predict(
@@ -116,23 +139,40 @@ class Model:
         """Picture files' content to unit vectors (n, d) in the shared space, in small batches."""
         if len(images) == 0:
             raise BadInput("no picture was given")
-        how = self.config["preprocess"]
-        vectors = []
-        for start in range(0, len(images), BATCH):
-            rows = enumerate(images[start : start + BATCH], start)
-            pixels = np.stack([_crop(decode(row, image), how) for row, image in rows])
-            vectors.append(_run(self._image, _normalise(pixels, how)))
-        return _unit(_run(self._source, np.concatenate(vectors)))
+        return np.concatenate(
+            [
+                self.embed_pixels(
+                    np.stack(
+                        [self.pixels(image, row) for row, image in enumerate(images[start : start + BATCH], start)]
+                    )
+                )
+                for start in range(0, len(images), BATCH)
+            ]
+        )
+
+    def pixels(self, image: bytes, row: int = 0) -> np.ndarray:
+        """One picture file's content as the network's uint8 RGB (size, size, 3); raises `BadInput` with the row."""
+        return _crop(decode(row, image), self.config["preprocess"])
+
+    def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels (n, size, size, 3) to unit vectors (n, d) in the shared space."""
+        vectors = _run(self._image, _normalise(pixels, self.config["preprocess"]))
+        return _unit(_run(self._source, vectors))
+
+    def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and their mask, int64 (n, length)."""
+        encoded = self._tokenizer.encode_batch(list(texts))
+        ids = np.array([text.ids for text in encoded], dtype=np.int64)
+        return ids, np.array([text.attention_mask for text in encoded], dtype=np.int64)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts to unit vectors (n, d) in the shared space, in small batches."""
+        vectors = [_run(self._text, *self.tokens(texts[at : at + BATCH])) for at in range(0, len(texts), BATCH)]
+        return _unit(_run(self._target, np.concatenate(vectors)))
 
     def _embed_labels(self, labels: tuple[str, ...]) -> np.ndarray:
         prompts = [template.replace("{}", label) for label in labels for template in self.config["templates"]]
-        vectors = []
-        for start in range(0, len(prompts), BATCH):
-            texts = self._tokenizer.encode_batch(prompts[start : start + BATCH])
-            ids = np.array([text.ids for text in texts], dtype=np.int64)
-            mask = np.array([text.attention_mask for text in texts], dtype=np.int64)
-            vectors.append(_run(self._text, ids, mask))
-        units = _unit(_run(self._target, np.concatenate(vectors)))
+        units = self.embed_texts(prompts)
         return _unit(units.reshape(len(labels), -1, units.shape[1]).mean(axis=1))
 
 
@@ -172,6 +212,14 @@ def _crop(picture: Image.Image, how: dict[str, Any]) -> np.ndarray:
     return np.asarray(picture)[top : top + size, left : left + size]
 
 
+def _blank(config: dict[str, Any]) -> np.ndarray:
+    """A black picture of the network's size; raises `DamagedModel` for a size that would fill the memory."""
+    size, resize = config["preprocess"]["size"], config["preprocess"]["resize"]
+    if not 0 < size <= resize <= MAX_SIZE:
+        raise DamagedModel(f"config.json has pictures of {size} pixels from {resize}, not of at most {MAX_SIZE}")
+    return np.zeros((1, size, size, 3), np.uint8)
+
+
 def _normalise(pixels: np.ndarray, how: dict[str, Any]) -> np.ndarray:
     """(pixel * white / 255 - mean) / std in the network's channel order and layout, float32."""
     std = np.asarray(how["std"])
@@ -187,10 +235,19 @@ def _normalise(pixels: np.ndarray, how: dict[str, Any]) -> np.ndarray:
     return batch
 
 
+def _tokenizer(folder: Path, max_length: int) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(max_length)
+    padding = tokenizer.padding or {}
+    tokenizer.enable_padding(pad_id=padding.get("pad_id", 0), pad_token=padding.get("pad_token", "[PAD]"))
+    return tokenizer
+
+
 def _session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # Its fallback would print to stdout, and try the same again.
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def _run(session: onnxruntime.InferenceSession, *batch: np.ndarray) -> np.ndarray:

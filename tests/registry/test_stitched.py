@@ -179,7 +179,159 @@ def test_config_says_what_the_parts_are(folder: Path, parts: Parts) -> None:
     assert config["parts"]["text"]["licence"] == "Apache-2.0"
     assert config["parts"]["map"]["name"] == "Ridge"
     assert ImagePreprocess.from_dict(config["preprocess"]) == parts.image.preprocess
-    assert {path.name for path in folder.iterdir()} == {*stitched_model.FILES, "CHECKSUMS"}
+    assert {path.name for path in folder.iterdir()} == {*stitched_model.FILES, "README.md", "CHECKSUMS"}
+
+
+def test_the_card_names_parts_licences_scores_and_what_it_is_not_for(folder: Path, parts: Parts, ridge: Map) -> None:
+    card = (folder / "README.md").read_text()
+    for part in (parts.image.weights, parts.text.weights, "Apache-2.0", "200 emoji", ridge.fingerprint_, *LABELS):
+        assert part in card
+    assert "## What it must not be used for" in card
+    assert '"recall_at_10"' in card
+    config = json.loads((folder / "config.json").read_text())
+    score = {"split": "item", "task": "zero_shot", "metric": "accuracy", "value": 0.5, "low": 0.412, "high": 0.6}
+    config["card"] = {"data": "emoji", "scores": [score | {"n": 60, "unit": "items", "baselines": {"chance": 0.1}}]}
+    assert "| item | zero_shot | accuracy | 0.500 | 0.412 to 0.600 | 60 items | chance 0.100 |" in stitched.model_card(
+        config
+    )
+
+
+# --- one ONNX file
+
+
+@pytest.mark.parametrize("kind", ["ridge", "relative"])
+def test_one_onnx_file_gives_the_scores_of_the_python_model(kind: str, parts: Parts, tmp_path: Path) -> None:
+    fitted = KINDS[kind]().fit(parts.source, parts.target)
+    images = [png(picture) for picture in parts.pictures]
+    parts.export(tmp_path / "model", fitted)
+    stitched.write(tmp_path / "model", tmp_path / "one", "onnx", images=images[:4])
+    model = stitched.load(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {
+        "model.onnx",
+        "example.py",
+        "README.md",
+        "CHECKSUMS",
+    }
+    expected = parts.scores(fitted, LABELS)
+    # With nothing but ONNX Runtime and the pixels.
+    session = stitched_model._session(tmp_path / "one" / "model.onnx")
+    pixels = np.stack([model.pixels(image) for image in images])
+    (scores,) = session.run(["scores"], {"pixels": pixels})
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    one = stitched.load(tmp_path / "one")
+    np.testing.assert_allclose(one.scores(images, LABELS), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    with pytest.raises(BadInput, match="built in"):
+        one.predict(images[:1], OTHER_LABELS)
+    with pytest.raises(BadInput, match="pictures, not texts"):
+        one.embed_texts(["a cat"])
+    with pytest.raises(UserError, match="is one ONNX file already"):
+        stitched.write(tmp_path / "one", tmp_path / "again", "onnx")
+
+
+def test_the_text_side_is_one_onnx_file_of_token_ids(folder: Path, parts: Parts, ridge: Map, tmp_path: Path) -> None:
+    one = stitched.load(stitched.write(folder, tmp_path / "texts", "onnx", tokens=True))
+    texts = ["a dog", "a red car on a long road", "bread"]
+    units = unit(ridge.target_to_shared(parts.text.embed(texts)))
+    expected = units @ stitched.load(folder).prototypes().T
+    np.testing.assert_allclose(one.embed_texts(texts), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    with pytest.raises(BadInput, match="texts, not pictures"):
+        one.predict([png(parts.pictures[0])])
+    done = subprocess.run(
+        [sys.executable, "example.py", "a dog"],
+        cwd=tmp_path / "texts", env={"PATH": os.defpath}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    label, score = done.stdout.strip().rsplit(" ", 1)
+    assert (label, float(score)) == (LABELS[int(expected[0].argmax())], pytest.approx(expected[0].max(), rel=1e-4))
+
+
+def _network(end: str, opset: int, layout: str = "NCHW") -> Any:
+    """A small network of pictures that ends with a linear layer, or does not, or gives away what is before it."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    weight, bias = random.standard_normal((3, 5)).astype(np.float32), random.standard_normal(5).astype(np.float32)
+    axes = [2, 3] if layout == "NCHW" else [1, 2]
+    nodes = [
+        helper.make_node("Sigmoid", ["pixels"], ["scores"]),  # names that the export uses itself
+        helper.make_node("ReduceMax", ["scores", "axes"] if opset >= 18 else ["scores"], ["pooled"], keepdims=0,
+                         **({} if opset >= 18 else {"axes": axes})),
+    ]  # fmt: skip
+    if end == "gemm":
+        nodes += [helper.make_node("Gemm", ["pooled", "turned", "bias"], ["out"], transB=1, alpha=0.5, beta=2.0)]
+    elif end == "nothing":
+        nodes += [
+            helper.make_node("MatMul", ["pooled", "weight"], ["dense"]),
+            helper.make_node("Tanh", ["dense"], ["out"]),
+        ]
+    else:
+        nodes += [
+            helper.make_node("MatMul", ["pooled", "weight"], ["dense"]),
+            helper.make_node("Add", ["bias", "dense"], ["out"]),
+        ]
+    tensors = {"weight": weight, "turned": np.ascontiguousarray(weight.T), "bias": bias, "axes": np.array(axes)}
+    used = {name for node in nodes for name in node.input}
+    outputs = ["out", "dense"] if end == "shared" else ["out"]
+    shape = ["n", 3, 8, 8] if layout == "NCHW" else ["n", 8, 8, 3]
+    graph = helper.make_graph(
+        nodes, "network", [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 5]) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items() if name in used],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    checker.check_model(model)
+    return model
+
+
+@pytest.mark.parametrize("opset", [13, 17, 20])
+@pytest.mark.parametrize(("end", "products"), [("gemm", 2), ("dense", 2), ("shared", 3), ("nothing", 3)])
+@pytest.mark.parametrize("kind", ["ridge", "relative"])
+def test_an_affine_map_is_folded_into_a_linear_layer(
+    kind: str, end: str, products: int, opset: int, tmp_path: Path
+) -> None:
+    import onnx
+
+    layout = "NHWC" if opset == 20 else "NCHW"
+    random = np.random.default_rng(1)
+    network = _network(end, opset, layout)
+    how = ImagePreprocess(8, 8, (90.0, 100.0, 110.0), (50.0, 60.0, 70.0), channels="BGR", layout=layout)  # type: ignore[arg-type]
+    onnx.save(network, str(tmp_path / "network.onnx"))
+    pixels = random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    images = how([Image.fromarray(picture) for picture in pixels])
+    vectors = stitched_model._session(tmp_path / "network.onnx").run(["out"], {"pixels": images})[0]
+    fitted = make_map(kind).fit(vectors, random.standard_normal((40, 4)))
+    stitched.shared_graphs(fitted, tmp_path / "source.onnx", tmp_path / "target.onnx")
+    prototypes = unit(random.standard_normal((3, fitted.source_to_shared(vectors).shape[1])))
+    joined = stitched.join(network, onnx.load(tmp_path / "source.onnx"), prototypes, preprocess=how.as_dict())
+    onnx.save(joined, str(tmp_path / "joined.onnx"))
+    (found,) = stitched_model._session(tmp_path / "joined.onnx").run(None, {"pixels": pixels})
+    expected = unit(np.asarray(fitted.source_to_shared(vectors))) @ prototypes.T
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    if kind == "ridge":
+        assert sum(node.op_type in ("MatMul", "Gemm") for node in joined.graph.node) == products
+
+
+def test_other_formats_are_the_same_model(folder: Path, parts: Parts, tmp_path: Path) -> None:
+    import mlflow
+    import pandas as pd
+
+    images = [png(picture) for picture in parts.pictures[:3]]
+    expected = stitched.load(folder).predict(images)
+    assert stitched.load(stitched.write(folder, tmp_path / "folder", "folder")).predict(images) == expected
+    stitched.write(folder, tmp_path / "mlflow", "mlflow")
+    stitched.write(folder, tmp_path / "mlflow", "mlflow")  # again: it is replaced
+    answer = mlflow.pyfunc.load_model(str(tmp_path / "mlflow")).predict(pd.DataFrame({"image": images}))
+    assert answer["label"].tolist() == [row[0][0] for row in expected]
+    for bad, message in (
+        (("flder", {}), "Did you mean 'folder'"),
+        (("folder", {"tokens": True}), "--format onnx"),
+    ):
+        with pytest.raises(UserError, match=message):
+            stitched.write(folder, tmp_path / "bad", bad[0], **bad[1])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="holds something else"):
+        stitched.write(folder, tmp_path / "folder", "mlflow")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "mlflow"]
 
 
 # --- pictures are read as the encoders' data sets read them
@@ -328,6 +480,209 @@ def test_another_format_is_refused(copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps(config | {"format": 2}))
     with pytest.raises(DamagedModel, match="has format 2; this code reads 1"):
         stitched_model.Model(copy)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, session_home: Path) -> Path:
+    """A stitched model of a few kilobytes, as a folder and as one ONNX file: to be damaged a thousand times."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    place = tmp_path_factory.mktemp("tiny")
+    random = np.random.default_rng(0)
+    onnx.save(_network("gemm", 17), str(place / "image.onnx"))
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "cat": 2, "dog": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(place / "tokenizer.json"))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
+            helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["mask", "two"], ["weights"]),
+            helper.make_node("Mul", ["tokens", "weights"], ["kept"]),
+            helper.make_node("ReduceMean", ["kept"], ["out"], axes=[1], keepdims=0),
+        ],
+        "texts",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "l"]) for name in stitched_model.TEXT_INPUTS],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 4])],
+        [
+            numpy_helper.from_array(random.standard_normal((4, 4)).astype(np.float32), "table"),
+            numpy_helper.from_array(np.array([2]), "two"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(place / "text.onnx"))
+    image: Any = create("onnx", path=place / "image.onnx", modality="image", size=8, mean=(127.0,) * 3, std=(64.0,) * 3)
+    text: Any = create("onnx", path=place / "text.onnx", modality="text", tokenizer=place / "tokenizer.json")
+    fitted = make_map("ridge").fit(random.standard_normal((30, 5)), random.standard_normal((30, 4)))
+    stitched.export(
+        place / "folder", image=image, text=text, map=fitted, labels=["cat", "dog"], templates=["{}"], card={}
+    )
+    stitched.write(place / "folder", place / "one", "onnx")
+    return place
+
+
+WHOLE = [("folder", name) for name in (*stitched_model.FILES, "README.md")] + [("one", "model.onnx")]
+
+
+def _refused_or_unharmed(folder: Path, picture: bytes, damaged: str) -> bool:
+    """Whether loading it was refused with one line; what loads must answer."""
+    try:
+        model = stitched.load(folder)
+    except UserError as error:
+        found = str(error)
+    else:
+        assert len(model.predict([picture])) == 1, damaged
+        return False
+    assert "\n" not in found
+    assert str(folder) in found
+    return True
+
+
+@pytest.mark.parametrize(("kind", "name"), WHOLE)
+def test_truncated_and_flipped_files_are_refused(kind: str, name: str, tiny: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    folder = tmp_path / "model"
+    shutil.copytree(tiny / kind, folder)
+    good = (folder / name).read_bytes()
+    for _ in range(40):
+        bad = bytearray(good)
+        if random.random() < 0.5:
+            del bad[random.integers(len(bad)) :]
+        else:
+            bad[random.integers(len(bad))] ^= 1 << random.integers(8)
+        (folder / name).write_bytes(bad)
+        with pytest.raises(UserError, match=f"'{name}' .* is damaged"):
+            stitched.load(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"'{name}' .* is missing|it has no"):
+        stitched.load(folder)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize(("kind", "name"), WHOLE)
+def test_damage_with_renewed_checksums_is_refused_or_harmless(kind: str, name: str, tiny: Path, tmp_path: Path) -> None:
+    """Somebody who can write the files can also write their checksums: what parses them must hold."""
+    random = np.random.default_rng(1)
+    picture = png(Image.new("RGB", (9, 9), "red"))
+    folder = tmp_path / "model"
+    shutil.copytree(tiny / kind, folder)
+    good = (folder / name).read_bytes()
+    refused = 0
+    for round_ in range(60 if name != "README.md" else 3):
+        bad = bytearray(good)
+        if round_ % 3 == 0:
+            del bad[random.integers(len(bad)) :]
+        else:
+            for _ in range(1 + round_ % 4):
+                bad[random.integers(len(bad))] ^= 1 << random.integers(8)
+        (folder / name).write_bytes(bad)
+        (folder / "CHECKSUMS").unlink()
+        stitched._sign(folder)
+        refused += _refused_or_unharmed(folder, picture, f"{name}, round {round_}")
+    assert refused > 5 or name == "README.md"
+
+
+def _rewritten(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    (folder / "CHECKSUMS").unlink()
+    stitched._sign(folder)
+
+
+def test_forged_files_are_refused(tiny: Path, tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+    from safetensors.numpy import save
+
+    folder, one = tmp_path / "model", tmp_path / "one"
+    config = json.loads((tiny / "folder" / "config.json").read_text())
+    tensors = (tiny / "folder" / "prototypes.safetensors").read_bytes()
+    graph = onnx.load(tiny / "folder" / "source.onnx")
+
+    def elsewhere(location: str) -> bytes:
+        moved = onnx.ModelProto()
+        moved.CopyFrom(graph)
+        tensor = moved.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("length", "20")):
+            tensor.external_data.add(key=key, value=value)
+        return moved.SerializeToString()
+
+    foreign = onnx.ModelProto()
+    foreign.CopyFrom(graph)
+    foreign.graph.node[0].domain = "somewhere.else"
+    foreign.opset_import.append(helper.make_opsetid("somewhere.else", 1))
+    (tmp_path / "secret").write_bytes(bytes(20))
+    for name, content, message in (
+        ("config.json", json.dumps(config | {"format": 2}), "has format 2; this code reads 1"),
+        ("config.json", json.dumps(config | {"labels": ["cat", "dog", "bird"]}), "prototypes of shape"),
+        ("config.json", json.dumps(config | {"labels": ["cat", "cat"]}), "twice"),
+        ("config.json", json.dumps({k: v for k, v in config.items() if k != "format"}), "format"),
+        (
+            "config.json",
+            json.dumps(config | {"preprocess": config["preprocess"] | {"size": 10**6, "resize": 10**6}}),
+            "not of at most 4096",
+        ),
+        ("config.json", "[" * 100_000, "cannot be read|can be read"),
+        ("config.json", "[]", "can be read"),
+        ("prototypes.safetensors", (1 << 62).to_bytes(8, "little") + tensors[8:], "can be read"),
+        ("prototypes.safetensors", (1 << 40).to_bytes(8, "little") + tensors[8:], "can be read"),
+        ("prototypes.safetensors", save({"others": np.zeros((2, 4), np.float32)}), "can be read"),
+        ("prototypes.safetensors", save({"prototypes": np.zeros((2, 9), np.float32)}), "prototypes of shape"),
+        ("prototypes.safetensors", b"\x80\x04cos\nsystem\n(S'touch ran'\ntR.", "can be read"),
+        ("source.onnx", elsewhere("../secret"), "can be read"),
+        ("source.onnx", elsewhere(str(tmp_path / "secret")), "can be read"),
+        ("source.onnx", foreign.SerializeToString(), "can be read"),
+        ("tokenizer.json", "{}", "can be read"),
+    ):
+        shutil.copytree(tiny / "folder", folder)
+        _rewritten(folder, name, content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(UserError, match=message) as caught:
+            stitched.load(folder)
+        assert "\n" not in str(caught.value)
+        shutil.rmtree(folder)
+    model = onnx.load(tiny / "one" / "model.onnx")
+    about = json.loads(model.metadata_props[0].value)
+    for props, message in (
+        ({"suture": json.dumps(about | {"format": 3})}, "has format 3; this code reads 1"),
+        ({"suture": "{"}, "can be read"),
+        ({}, "can be read"),
+    ):
+        shutil.copytree(tiny / "one", one)
+        del model.metadata_props[:]
+        helper.set_model_props(model, props)
+        _rewritten(one, "model.onnx", model.SerializeToString())
+        with pytest.raises(UserError, match=message):
+            stitched.load(one)
+        shutil.rmtree(one)
+
+
+def test_code_beside_a_model_is_never_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The MLflow model's Python file is for MLflow; here only the files that are checked are read."""
+    from fastapi.testclient import TestClient
+
+    from registry.promotion import find
+
+    monkeypatch.chdir(tmp_path)
+    stitched.write(tiny / "folder", tmp_path / "model", "mlflow")
+    attack = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+    for file in (
+        "stitched_model.py",
+        "__init__.py",
+        "artifacts/stitched/stitched_model.py",
+        "artifacts/stitched/__init__.py",
+    ):
+        (tmp_path / "model" / file).write_text(attack)
+    picture = png(Image.new("RGB", (9, 9), "red"))
+    found = find(str(tmp_path / "model"))
+    assert len(stitched.load(found).predict([picture])) == 1
+    with TestClient(stitched.server(found)) as client:
+        assert client.get("/ping").status_code == 200
+    stitched.write(found, tmp_path / "again", "mlflow")
+    assert not (tmp_path / "ran").exists()
+    assert "touch" not in (tmp_path / "again" / "stitched_model.py").read_text()
 
 
 # --- what export refuses

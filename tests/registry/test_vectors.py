@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from align import load_map
+from align import fit, load_map
 from registry.encoders.precomputed import read_vectors
 from registry.errors import UserError
-from registry.vectors import fit_files, translate_file
+from registry.vectors import BLOCK, fit_files, open_vectors, translate_file
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((300, 12)).astype(np.float32) + 1
@@ -112,3 +121,323 @@ def test_the_saved_map_is_the_fitted_one(files: tuple[Path, Path], tmp_path: Pat
     fitted, _ = fit_files(*files, "cca", {})
     fitted.save(tmp_path / "map")
     np.testing.assert_array_equal(load_map(tmp_path / "map").transform(X), fitted.transform(X))
+
+
+# --- every format to every format
+
+ENDINGS = (".npy", ".npz", ".safetensors", ".parquet", ".arrow", ".feather")
+NAMES = [f"doc-{i}" for i in range(300)]
+
+
+def table_of(X: np.ndarray, **columns: Any) -> pa.Table:
+    return pa.table({**columns, "vectors": pa.array(list(X)), "pages": np.arange(len(X))})
+
+
+def write_as(path: Path, X: np.ndarray, kind: str) -> Path:
+    path = path.with_suffix("." + kind.split()[0])
+    if kind == "npy":
+        np.save(path, X)
+        path.with_suffix(".keys.json").write_text(json.dumps(NAMES))
+    elif kind == "npz":
+        np.savez(path, vectors=X, keys=np.array(NAMES))
+    elif kind == "safetensors":
+        from safetensors.numpy import save_file
+
+        save_file({"vectors": X}, path, {"keys": json.dumps(NAMES)})
+    elif kind == "parquet":
+        pq.write_table(table_of(X, key=NAMES), path, row_group_size=70)
+    elif kind == "feather":
+        import pyarrow.feather
+
+        pyarrow.feather.write_feather(table_of(X, key=NAMES), path, chunksize=110)
+    else:
+        make = pa.ipc.new_stream if kind == "arrow stream" else pa.ipc.new_file
+        table = table_of(X, key=NAMES)
+        with make(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=130)
+    return path
+
+
+@pytest.fixture
+def turned(tmp_path: Path) -> Path:
+    """The folder of the planted rotation."""
+    fit(X, Y, "procrustes").save(tmp_path / "map")
+    return tmp_path / "map"
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "parquet", "arrow", "arrow stream", "feather"])
+def test_ids_stay_from_every_format_to_every_format(turned: Path, tmp_path: Path, kind: str) -> None:
+    given = write_as(tmp_path / "given", X, kind)
+    for suffix in ENDINGS:
+        out = tmp_path / f"out-to{suffix[1:]}{suffix}"
+        assert translate_file(turned, given, out) == (300, 12)
+        space = open_vectors(out).load()
+        assert list(space.keys) == NAMES
+        assert space.dtype == np.float32
+        np.testing.assert_allclose(space.shards[0], Y, atol=1e-5)
+        digest, name = (tmp_path / f"{out.name}.sha256").read_text().split()
+        assert (digest, name) == (hashlib.sha256(out.read_bytes()).hexdigest(), out.name)
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_the_other_columns_of_a_table_stay(turned: Path, tmp_path: Path, suffix: str) -> None:
+    table = pa.table(
+        {"id": np.arange(300), "embedding": pa.array(list(X)), "title": NAMES, "tags": [{"a": i} for i in range(300)]}
+    ).replace_schema_metadata({"huggingface": "the old dimension", "mine": "stays"})
+    pq.write_table(table, tmp_path / "a.parquet")
+    translate_file(turned, tmp_path / "a.parquet", tmp_path / f"out{suffix}")
+    if suffix == ".parquet":
+        made = pq.read_table(tmp_path / "out.parquet")
+    else:
+        made = pa.ipc.open_file(tmp_path / "out.arrow").read_all()
+    assert made.column_names == table.column_names
+    assert made.drop_columns(["embedding"]).equals(table.drop_columns(["embedding"]))
+    np.testing.assert_allclose(np.stack(made["embedding"].to_numpy()), Y, atol=1e-5)
+    assert made.schema.metadata == {b"mine": b"stays"}
+
+
+def test_half_precision_and_doubles_stay_what_they_are(turned: Path, tmp_path: Path) -> None:
+    for dtype in (np.float16, np.float64):
+        np.save(tmp_path / "a.npy", X.astype(dtype))
+        for suffix in ENDINGS:
+            translate_file(turned, tmp_path / "a.npy", tmp_path / f"out{suffix}")
+            space = open_vectors(tmp_path / f"out{suffix}").load()
+            assert space.dtype == dtype
+            np.testing.assert_allclose(space.shards[0], Y, atol=1e-2)
+    fit(X, Y * 50_000, "ridge").save(tmp_path / "map")
+    np.save(tmp_path / "a.npy", X.astype(np.float16))
+    with pytest.raises(UserError, match="too long for float16"):
+        translate_file(tmp_path / "map", tmp_path / "a.npy", tmp_path / "long.npy")
+    assert not list(tmp_path.glob("*long*"))
+
+
+def test_files_of_arrow_are_fitted_too(tmp_path: Path) -> None:
+    order = np.random.default_rng(1).permutation(300)
+    a = write_as(tmp_path / "a", X, "arrow")
+    pq.write_table(table_of(Y[order], key=[NAMES[i] for i in order]), tmp_path / "b.parquet")
+    fitted, rows = fit_files(a, tmp_path / "b.parquet", "procrustes", {})
+    assert rows == 300
+    np.testing.assert_allclose(fitted.transform(X), Y, atol=1e-4)
+
+
+def test_keys_of_something_else_beside_the_output_are_refused(turned: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", X)
+    given = write_as(tmp_path / "given", X, "npz")
+    (tmp_path / "out.keys.txt").write_text("\n".join(reversed(NAMES)))
+    for vectors, out in ((tmp_path / "a.npy", "out.npy"), (given, "out.parquet")):
+        with pytest.raises(UserError, match=r"out\.keys\.txt holds other keys"):
+            translate_file(turned, vectors, tmp_path / out)
+        assert not (tmp_path / out).exists()
+    (tmp_path / "out.keys.txt").write_text("\n".join(NAMES))
+    translate_file(turned, given, tmp_path / "out.parquet")
+
+
+# --- bad input
+
+
+def spoiled(row: int, how: str) -> pa.Table:
+    rows: list[Any] = [*X.tolist()]
+    rows[row] = {"null": None, "short": rows[row][:5], "nan": [float("nan"), *rows[row][1:]]}[how]
+    return pa.table({"key": NAMES, "vectors": pa.array(rows, pa.list_(pa.float32()))})
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("null", "row 217 has no vector; row 0 has 12"),
+        ("short", "row 217 has a vector of 5 dimensions; row 0 has 12"),
+        ("nan", r"row 217 \('doc-217'\) holds NaN"),
+    ],
+)
+@pytest.mark.parametrize("out", ["out.npy", "out.parquet"])
+def test_a_bad_row_is_named_and_nothing_is_left(turned: Path, tmp_path: Path, how: str, words: str, out: str) -> None:
+    pq.write_table(spoiled(217, how), tmp_path / "a.parquet", row_group_size=50)
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=words) as caught:
+        translate_file(turned, tmp_path / "a.parquet", tmp_path / out)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "parquet", "arrow", "arrow stream", "feather"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.6, 0.95])
+def test_a_truncated_input_gets_one_line(turned: Path, tmp_path: Path, kind: str, share: float) -> None:
+    given = write_as(tmp_path / "given", X, kind)
+    content = given.read_bytes()
+    given.write_bytes(content[: int(share * len(content))])
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(UserError) as caught:
+        translate_file(turned, given, tmp_path / "out.npy")
+    assert "\n" not in str(caught.value)
+    assert str(given) in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_what_holds_no_vectors_is_said(turned: Path, tmp_path: Path) -> None:
+    a = tmp_path / "a.parquet"
+    for table, words in (
+        (pa.table({"key": NAMES}), "no column of lists 'vectors'; it has none"),
+        (pa.table({"vectors": [[1, 2], [3, 4]]}), "int64.*not floating"),
+        (table_of(X).slice(0, 0), "holds no vectors"),
+        (table_of(X[:, :5]), "5 dimensions.*translates 12"),
+    ):
+        pq.write_table(table, a)
+        with pytest.raises(UserError, match=words):
+            translate_file(turned, a, tmp_path / "out.npy")
+    with pytest.raises(UserError, match="format of.*Valid: .arrow"):
+        translate_file(turned, write_as(tmp_path / "b", X, "npz"), tmp_path / "out.csv")
+    assert not list(tmp_path.glob("*out*"))
+
+
+# --- stopped in the middle
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from registry.vectors import translate_file
+folder, vectors, out, seconds = *map(Path, sys.argv[1:4]), float(sys.argv[4])
+translate_file(folder, vectors, out, lambda done, total: time.sleep(seconds))
+"""
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from registry.errors import UserError
+from registry.vectors import translate_file
+limit = int(sys.argv[4])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    translate_file(*map(Path, sys.argv[1:4]))
+except UserError as error:
+    sys.exit(str(error))
+"""
+ROWS = 20 * BLOCK + 100
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A map, and vectors of 21 blocks under ids."""
+    folder = tmp_path_factory.mktemp("large")
+    fit(X, Y, "procrustes").save(folder / "map")
+    rows = np.random.default_rng(3).standard_normal((ROWS, 12)).astype(np.float32)
+    pq.write_table(pa.table({"key": [f"k{i}" for i in range(ROWS)], "v": pa.array(list(rows))}), folder / "a.parquet")
+    return folder / "map", folder / "a.parquet"
+
+
+def start(*words: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def stop_after(blocks: int, folder: Path, vectors: Path, out: Path, number: int = signal.SIGKILL) -> None:
+    """Begin to translate in another process, which is ended in the middle."""
+    process, record = start(SLOW, folder, vectors, out, 0.05), out.with_name(f".{out.name}.record")
+    try:
+        limit = time.monotonic() + 60
+        while not record.exists() or record.read_text().count("\n") <= blocks:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < limit
+            time.sleep(0.005)
+        with pytest.raises(UserError, match="another process is writing"):
+            translate_file(folder, vectors, out)
+    finally:
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert not out.exists()
+
+
+def begun(done: list[int]) -> Callable[[int, int], None]:
+    return lambda rows, total: done.append(rows)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet", ".arrow"])
+def test_killed_and_started_again_the_result_is_identical(
+    large: tuple[Path, Path], tmp_path: Path, suffix: str
+) -> None:
+    translate_file(*large, tmp_path / f"whole{suffix}")
+    out = tmp_path / f"out{suffix}"
+    stop_after(5, *large, out, signal.SIGINT if suffix == ".npy" else signal.SIGKILL)
+    done: list[int] = []
+    assert translate_file(*large, out, begun(done)) == (ROWS, 12)
+    assert 5 * BLOCK <= done[0] < ROWS
+    assert done[-1] == ROWS
+    assert out.read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_only_blocks_whose_checksums_are_right_are_kept(large: tuple[Path, Path], tmp_path: Path) -> None:
+    translate_file(*large, tmp_path / "whole.npy")
+    out, draft, record = (tmp_path / name for name in ("out.npy", ".out.npy.draft", ".out.npy.record"))
+
+    def flip(place: int) -> None:
+        content = bytearray(draft.read_bytes())
+        content[place] ^= 1
+        draft.write_bytes(content)
+
+    block = BLOCK * 12 * 4
+    stop_after(5, *large, out)
+    left = draft.read_bytes(), record.read_bytes()
+    for spoil, kept in (
+        (lambda: flip(128 + 3 * block + 17), 3),
+        (lambda: flip(10), 0),  # the header
+        (lambda: draft.write_bytes(draft.read_bytes()[: 128 + 2 * block + 5]), 2),  # less than the record says
+        (lambda: record.write_text("\n".join(record.read_text().split("\n")[:5]) + "\n12345 0a"), 4),
+        (lambda: record.write_text("nonsense\n12 34\n"), 0),
+        (lambda: record.write_text("\n".join([*record.read_text().split("\n")[:3], "x y", "-5 z", ""])), 2),
+        (record.unlink, 0),
+    ):
+        draft.write_bytes(left[0])
+        record.write_bytes(left[1])
+        spoil()
+        done: list[int] = []
+        translate_file(*large, out, begun(done))
+        assert done[0] == kept * BLOCK
+        assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_a_draft_of_another_map_or_input_is_not_continued(large: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, vectors = large
+    fit(Y, X, "procrustes").save(tmp_path / "map")
+    other = tmp_path / "b.parquet"
+    other.write_bytes(vectors.read_bytes())
+    for given in ((tmp_path / "map", vectors), (folder, other)):
+        out = tmp_path / "out.npy"
+        stop_after(3, folder, vectors, out)
+        done: list[int] = []
+        translate_file(*given, out, begun(done))
+        assert done[0] == 0
+        translate_file(*given, tmp_path / "whole.npy")
+        assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+        out.unlink()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".parquet", ".arrow"])
+def test_a_full_disk_is_said_and_it_goes_on_where_there_is_room(
+    large: tuple[Path, Path], tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"out{suffix}"
+    process = start(LIMITED, *large, out, 2_000_000)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "File too large" in error
+    assert "run again" in error
+    assert len(error.strip().splitlines()) == 1
+    assert not [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    done: list[int] = []
+    translate_file(*large, out, begun(done))
+    assert done[0] >= 5 * BLOCK
+    translate_file(*large, tmp_path / f"whole{suffix}")
+    assert out.read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+
+
+def test_no_space_for_the_last_step_of_a_table(large: tuple[Path, Path], tmp_path: Path) -> None:
+    """The draft fits, the table with its keys does not."""
+    out = tmp_path / "out.arrow"
+    process = start(LIMITED, *large, out, ROWS * 12 * 4 + 1000)
+    error = process.communicate(timeout=60)[1]
+    assert "File too large" in error
+    assert len(error.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.arrow.draft", ".out.arrow.record"]
+    done: list[int] = []
+    translate_file(*large, out, begun(done))
+    assert done == [ROWS]

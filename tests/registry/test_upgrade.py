@@ -1,0 +1,293 @@
+"""Upgrades of an embedding model: metrics against plain loops, choices on anchors alone, and real models."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from align import Pair, Space, load_map
+from align.pair import split
+from align.tasks.compatibility import compatibility
+from registry import datasets, encoders
+from registry.encoders.precomputed import read_vectors
+from registry.errors import UserError
+from registry.upgrade import Upgrade, read_labels, upgrade, upgrade_files
+from registry.vectors import translate_file
+
+FAST = ("procrustes", "basis_transformation", "ridge")
+N, OLD, NEW = 500, 24, 32
+
+
+def planted(noise: float = 0.05, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Clusters in the new space, of which the old one sees a projection, both off their origins."""
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(0, 25, N)
+    new = rng.standard_normal((25, NEW))[classes] + 0.7 * rng.standard_normal((N, NEW))
+    old = new @ np.linalg.qr(rng.standard_normal((NEW, NEW)))[0][:, :OLD] + noise * rng.standard_normal((N, OLD))
+    return (old + 0.5).astype(np.float32), (new - 0.5).astype(np.float32), [f"c{c}" for c in classes]
+
+
+OLD_VECTORS, NEW_VECTORS, CLASSES = planted()
+
+
+def pair_of(old: np.ndarray, new: np.ndarray) -> Pair:
+    return Pair.join(Space.from_array(old, None, "old"), Space.from_array(new, None, "new"))
+
+
+def labels_of(classes: list[str]) -> dict[str, str]:
+    return {str(i): name for i, name in enumerate(classes)}
+
+
+def value(made: Upgrade, setting: str, metric: str, relevant: str | None = None, of: str = "value") -> float:
+    (row,) = (
+        row
+        for row in made.report["scores"]
+        if (row["setting"], row["metric"]) == (setting, metric) and relevant in (None, row["relevant"])
+    )
+    return float(row[of])
+
+
+@pytest.fixture(scope="module")
+def labelled() -> Upgrade:
+    return upgrade(pair_of(OLD_VECTORS, NEW_VECTORS), labels_of(CLASSES), candidates=FAST)
+
+
+@pytest.fixture(scope="module")
+def unlabelled() -> Upgrade:
+    return upgrade(pair_of(OLD_VECTORS, NEW_VECTORS), candidates=FAST)
+
+
+def sides(made: Upgrade) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The held-out rows, and whose queries search in what, made here again."""
+    held = split([str(i) for i in range(N)], random_state=0).held_out
+    old, new = OLD_VECTORS[held], NEW_VECTORS[held]
+    return held, {
+        "old/old": (old, old),
+        "new/new": (new, new),
+        "new/old": (new[:, :OLD], old),
+        "translated/old": (made.maps["query"].transform(new), old),
+        "new/translated": (new, made.maps["index"].transform(old)),
+    }
+
+
+def cosines(queries: np.ndarray, index: np.ndarray) -> np.ndarray:
+    queries, index = (Z / np.linalg.norm(Z, axis=1, keepdims=True) for Z in (queries, index))
+    return queries @ index.T
+
+
+def test_classes_against_plain_loops(labelled: Upgrade) -> None:
+    held, of = sides(labelled)
+    names = np.array(CLASSES)[held]
+    for setting, (queries, index) in of.items():
+        first, tenth, precision = [], [], []
+        for i, scores in enumerate(cosines(queries, index)):
+            others = np.arange(len(held)) != i
+            relevant, scores = (names == names[i])[others], scores[others]
+            if not relevant.any():
+                continue
+            ranking = relevant[np.argsort(-scores)]
+            first.append(ranking[0])
+            tenth.append(ranking[:10].any())
+            precision.append(average_precision_score(relevant, scores))
+        for metric, values in (("recall_at_1", first), ("recall_at_10", tenth), ("map", precision)):
+            assert value(labelled, setting, metric) == pytest.approx(np.mean(values), abs=1e-6)
+            assert value(labelled, setting, metric, of="n") == len(values)
+
+
+def test_the_first_neighbour_is_what_compatibility_says(labelled: Upgrade) -> None:
+    held, of = sides(labelled)
+    old, new = of["translated/old"][1], of["translated/old"][0]
+    matrix = compatibility([old, new], np.array(CLASSES)[held]).matrix
+    kept = value(labelled, "old/old", "recall_at_1", of="n") / len(held)
+    assert matrix[0, 0] == pytest.approx(kept * value(labelled, "old/old", "recall_at_1"))
+    assert matrix[1, 0] == pytest.approx(kept * value(labelled, "translated/old", "recall_at_1"))
+
+
+def test_own_items_and_neighbours_against_plain_loops(unlabelled: Upgrade) -> None:
+    held, of = sides(unlabelled)
+    n = len(held)
+    truth = cosines(*of["new/new"])
+    np.fill_diagonal(truth, -2)
+    partners = np.argsort(-truth)[:, :10]
+    for setting, (queries, index) in of.items():
+        scores = cosines(queries, index)
+        ranks = np.array([1 + np.sum(row > row[i]) for i, row in enumerate(scores)])
+        for metric, expected in (
+            ("recall_at_1", np.mean(ranks == 1)),
+            ("recall_at_10", np.mean(ranks <= 10)),
+            ("map", np.mean(1 / ranks)),
+        ):
+            assert value(unlabelled, setting, metric, "item") == pytest.approx(expected, abs=1e-6)
+        np.fill_diagonal(scores, -2)
+        found = np.argsort(-scores)[:, :10]
+        agree = np.mean([len(set(found[i]) & set(partners[i])) / 10 for i in range(n)])
+        assert value(unlabelled, setting, "recall_at_10", "neighbours") == pytest.approx(agree, abs=1e-6)
+        precision = []
+        for i in range(n):
+            others = np.arange(n) != i
+            precision.append(average_precision_score(np.isin(np.arange(n), partners[i])[others], scores[i, others]))
+        assert value(unlabelled, setting, "map", "neighbours") == pytest.approx(np.mean(precision), abs=1e-6)
+
+
+def test_a_close_model_is_recovered_both_ways(labelled: Upgrade, unlabelled: Upgrade) -> None:
+    for setting in ("translated/old", "new/translated"):
+        assert value(labelled, setting, "recall_at_10", of="share") > 0.95
+        assert value(unlabelled, setting, "recall_at_1", "item") > 0.95
+        assert value(unlabelled, setting, "recall_at_10", "neighbours") > 0.6
+        row_low, row_high = (value(labelled, setting, "map", of=end) for end in ("share_low", "share_high"))
+        assert row_low < value(labelled, setting, "map", of="share") < row_high
+    assert value(labelled, "new/old", "map") < 0.5 * value(labelled, "old/old", "map")
+    assert value(labelled, "new/new", "recall_at_10", of="share") == 1
+    assert labelled.report["advice"].startswith("Translate ")
+    json.dumps(labelled.report)
+
+
+def test_held_out_items_choose_and_fit_nothing(labelled: Upgrade) -> None:
+    held = split([str(i) for i in range(N)], random_state=0).held_out
+    old, new = OLD_VECTORS.copy(), NEW_VECTORS.copy()
+    old[held], new[held] = np.random.default_rng(5).permutation(old[held]), 3 - new[held]
+    again = upgrade(pair_of(old, new), labels_of(CLASSES), candidates=FAST)
+    for way in ("query", "index"):
+        for fact in ("map", "cross_validated_map"):
+            assert again.report["ways"][way][fact] == labelled.report["ways"][way][fact]
+        assert again.maps[way].fingerprint_ == labelled.maps[way].fingerprint_
+    assert value(again, "translated/old", "map") < value(labelled, "translated/old", "map")
+
+
+def test_each_way_takes_the_best_on_the_anchors() -> None:
+    """A new space of stretched coordinates: a rotation of stored vectors cannot give its neighbours, ridge can."""
+    stretched = (NEW_VECTORS * np.geomspace(1, 40, NEW)).astype(np.float32)
+    made = upgrade(pair_of(NEW_VECTORS, stretched), candidates=("procrustes", "ridge"))
+    compared = made.report["ways"]["index"]["cross_validated_map"]
+    assert compared["ridge"] > 0.95 > compared["procrustes"]
+    for way, fitted in made.maps.items():
+        compared = made.report["ways"][way]["cross_validated_map"]
+        chosen = max(compared, key=lambda name: compared[name])
+        assert (
+            made.report["ways"][way]["map"]
+            == chosen
+            == {"Ridge": "ridge", "Procrustes": "procrustes"}[type(fitted).__name__]
+        )
+    # What is equal goes to what is named first.
+    made = upgrade(pair_of(OLD_VECTORS, NEW_VECTORS), candidates=("procrustes", "orthogonal_extension"))
+    assert made.report["ways"]["index"]["map"] == "procrustes"
+
+
+def test_advice_is_honest() -> None:
+    rng = np.random.default_rng(9)
+    unrelated = upgrade(
+        pair_of(OLD_VECTORS, rng.standard_normal((N, NEW)).astype(np.float32)), labels_of(CLASSES), candidates=FAST
+    )
+    assert unrelated.report["advice"].startswith("Stay with the old model: any map finds less")
+    # Of a new space only five coordinates are in the old one: no map brings back the others, but for the mean.
+    narrow = upgrade(pair_of(OLD_VECTORS[:, :5], NEW_VECTORS), labels_of(CLASSES), candidates=FAST)
+    for setting in ("translated/old", "new/translated"):
+        assert value(narrow, setting, "map", of="share_high") < 0.9
+    assert "no better here" not in narrow.report["advice"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda o: o.update(n=60), "60 items are too few"),
+        (lambda o: o.update(n=4), "too few|needs at least"),
+        (lambda o: o.update(labels={"3": "c"}), "499 items have no label, the first is '0'"),
+        (lambda o: o.update(labels={str(i): str(i) for i in range(N)}), "no two .* same label"),
+        (lambda o: o.update(held_out=1.5), "held_out must lie strictly between 0 and 1"),
+        (lambda o: o.update(candidates=("ridge", "rigde")), "unknown map 'rigde'. Did you mean 'ridge'"),
+        (lambda o: o.update(candidates=("gromov_wasserstein",)), "needs no pairs"),
+        (lambda o: o.update(spoil=np.nan), "NaN"),
+    ],
+)
+def test_what_will_not_do_is_said(change: Any, words: str) -> None:
+    options: dict[str, Any] = {"n": N, "labels": None, "candidates": FAST}
+    change(options)
+    n, spoil = options.pop("n"), options.pop("spoil", 0)
+    old = OLD_VECTORS[:n].copy()
+    old[: n // 2, 1] += spoil
+    with pytest.raises(UserError, match=words) as caught:
+        upgrade(pair_of(old, NEW_VECTORS[:n]), options.pop("labels"), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_with_labels_in_both_forms(tmp_path: Path, labelled: Upgrade) -> None:
+    order = np.random.default_rng(4).permutation(N)
+    np.save(tmp_path / "old.npy", OLD_VECTORS)
+    np.savez(tmp_path / "new.npz", vectors=NEW_VECTORS[order], keys=order.astype(str))
+    (tmp_path / "rows.txt").write_text("\n".join(CLASSES))
+    (tmp_path / "keys.json").write_text(json.dumps(labels_of(CLASSES)))
+    for name in ("rows.txt", "keys.json"):
+        labels = read_labels(tmp_path / name)
+        made = upgrade_files(tmp_path / "old.npy", tmp_path / "new.npz", labels, candidates=FAST)
+        for a, b in zip(made.report["scores"], labelled.report["scores"], strict=True):
+            assert a == b
+    made.save(tmp_path / "maps")
+    assert json.loads((tmp_path / "maps" / "report.json").read_text())["advice"] == made.report["advice"]
+    translate_file(tmp_path / "maps" / "index", tmp_path / "old.npy", tmp_path / "moved.parquet")
+    moved = read_vectors(tmp_path / "moved.parquet")[1]
+    np.testing.assert_allclose(moved, made.maps["index"].transform(OLD_VECTORS), rtol=1e-5, atol=1e-5)
+    assert load_map(tmp_path / "maps" / "query").transform(NEW_VECTORS).shape == (N, OLD)
+    with pytest.raises(UserError, match="3 labels for the 500 rows"):
+        upgrade_files(tmp_path / "old.npy", tmp_path / "new.npz", ["a", "b", "c"])
+    for content, words in (("{", "cannot read the labels"), ("3", "holds no labels")):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(UserError, match=words):
+            read_labels(tmp_path / "bad.json")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write in"):
+        made.save(tmp_path / "file")
+
+
+# --- real models
+
+
+def embedded(name: str, column: str, rows: range) -> Space:
+    dataset, encoder = datasets.create("emoji"), encoders.create(name)
+    vectors = [
+        encoder.embed([dataset.read(column, row) for row in rows[start : start + encoder.batch_size]])  # type: ignore[union-attr]
+        for start in range(0, len(rows), encoder.batch_size)  # type: ignore[union-attr]
+    ]
+    return Space.from_array(np.concatenate(vectors), [dataset.keys[row] for row in rows], name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "column", "items", "kept"),
+    [
+        ("minilm-l6", "e5-small", "en", range(0, 1393, 6), 0.9),
+        ("efficientnet-lite0", "efficientnet-lite2", "image", range(0, 1393, 14), 0.8),
+    ],
+)
+def test_real_encoders(old: str, new: str, column: str, items: range, kept: float) -> None:
+    dataset = datasets.create("emoji")
+    pair = Pair.join(embedded(old, column, items), embedded(new, column, items))
+    labels = dict(zip(dataset.keys, dataset.labels or (), strict=True))
+    made = upgrade(pair, labels, candidates=("procrustes", "ridge"))
+    for setting in ("translated/old", "new/translated"):
+        assert value(made, setting, "recall_at_10", of="share") > kept
+    assert value(made, "new/old", "map") < value(made, "translated/old", "map")
+
+
+FOLDER = os.environ.get("SUTURE_BENCH_DATA")
+
+
+@pytest.mark.skipif(not FOLDER, reason="SUTURE_BENCH_DATA does not name the folder of benchmark data")
+@pytest.mark.parametrize(
+    ("old", "new", "items", "neighbours"),
+    [
+        ("mobilenet_v1_0.75_192_quant", "mobilenet_v1_1.0_224_quant_embedding_extractor", 0.95, 0.6),
+        ("mobilenet_v1_1.0_224_quant_embedding_extractor", "mobilenet_v2_1.0_224_quant", 0.9, 0.4),
+    ],
+)
+def test_versions_of_an_imagenet_encoder(old: str, new: str, items: float, neighbours: float) -> None:
+    features = np.load(Path(FOLDER or "") / "imagenet_sample" / "tflite_penultimate_features.npz")
+    made = upgrade(pair_of(features[old], features[new]), candidates=("procrustes", "ridge"))
+    for setting in ("translated/old", "new/translated"):
+        assert value(made, setting, "recall_at_10", "item", of="share") >= items
+        assert value(made, setting, "recall_at_10", "neighbours", of="share") >= neighbours
+        assert value(made, setting, "recall_at_10", "neighbours") > value(made, "new/old", "recall_at_10", "neighbours")
