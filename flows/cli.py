@@ -1,4 +1,4 @@
-"""The command line: suture run | record | list | show | ui | compare | fit | translate ..."""
+"""The command line: `suture COMMAND`."""
 
 from __future__ import annotations
 
@@ -160,6 +160,8 @@ def _show_run(run_id: str, json_: bool) -> None:
             f"champion by cross-validation on the anchors: {best['source']} -> {best['target']} by {best['map']} "
             f"({best['metric']} {best['value']:.3f}), registered as [bold]{best['uri']}[/bold]"
         )
+        if best.get("promotion"):
+            out.print(best["promotion"], markup=False, highlight=False, soft_wrap=True)
     out.print(f"report: {runs_folder() / run_id / 'report.html'}", soft_wrap=True)
     out.print(f"run {run_id} in {made['seconds']:.0f} s. Next: suture ui, or suture show {run_id} --all")
 

@@ -105,6 +105,8 @@ class ChampionConfig(_Strict):
     """The registered stitched model: the image-to-text pair and map that cross-validation on the anchors prefers."""
 
     name: str
+    promote: bool = True
+    """Move the alias @champion to it where a paired test says that it is better; else it waits as @challenger."""
 
 
 class MLflowConfig(_Strict):

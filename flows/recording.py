@@ -14,12 +14,12 @@ from align.maps import Identity
 from align.score import Score, adjust
 from flows.config import RunConfig
 from flows.steps import Workbench, dataset_of, encoder_of, map_folder, prompts_of, store
-from registry import report
+from registry import promotion, report
 from registry.encoders.base import FromHub
 from registry.encoders.hub import newer_revision
 from registry.encoders.precomputed import Precomputed
 from registry.errors import UserError
-from registry.record import add_artifacts, default_tracking_uri, record
+from registry.record import TrackingUnavailable, add_artifacts, default_tracking_uri, record
 from registry.results import ResultStore, load_run, runs_folder, save_run
 from registry.stitched import export, log_model
 
@@ -138,7 +138,7 @@ def record_run(config: RunConfig, run_id: str) -> str:
 
 
 def register_champion(config: RunConfig, run_id: str, parent: str) -> str | None:
-    """Export the run's champion and register it with the alias @champion; gives its URI."""
+    """Export the run's champion and register it as @challenger, or as @champion if it has proven itself; gives its URI."""
     run = load_run(run_id)
     best = run["champion"]
     if best is None or config.champion is None or config.zero_shot is None:
@@ -168,8 +168,23 @@ def register_champion(config: RunConfig, run_id: str, parent: str) -> str | None
         )  # fmt: skip
         tags = {"suture.run": run_id, "suture.map": best["map"], "suture.pair": f"{best['source']} -> {best['target']}"}
         uri = config.mlflow.tracking_uri or default_tracking_uri()
-        log_model(folder, tracking_uri=uri, run_id=parent, registered_name=config.champion.name, tags=tags)
-        best["uri"] = f"models:/{config.champion.name}@champion"
+        log_model(
+            folder, tracking_uri=uri, run_id=parent, registered_name=config.champion.name,
+            alias=promotion.CHALLENGER, tags=tags,
+        )  # fmt: skip
+        alias = promotion.CHALLENGER
+        if config.champion.promote:
+            try:
+                evidence = promotion.promote(config.champion.name, tracking_uri=uri)
+                best["promotion"] = promotion.sentence(evidence)
+                alias = promotion.CHAMPION if evidence["promoted"] else alias
+            except promotion.SameModel as error:
+                best["promotion"], alias = str(error), promotion.CHAMPION
+            except TrackingUnavailable:
+                raise
+            except UserError as error:
+                best["promotion"] = f"not tested against the champion: {error}"
+        best["uri"] = f"models:/{config.champion.name}@{alias}"
         registered.append(parent)
         save_run(run)
     return str(best["uri"])

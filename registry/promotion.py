@@ -34,6 +34,10 @@ TAG = "suture.promotion."
 MINIMUM = FEW
 
 
+class SameModel(UserError):
+    """The version to be promoted is what the champion is already."""
+
+
 # --- the test
 
 
@@ -290,7 +294,7 @@ def promote(
         folders = [_fetch(one, uri) for one in (challenger, champion)]
         new, old = (json.loads((folder / "config.json").read_bytes()) for folder in folders)
         if (new["parts"], new["templates"]) == (old["parts"], old["templates"]):
-            raise UserError(
+            raise SameModel(
                 f"version {challenger.version} of '{name}' is the same model as its champion, version {before}: "
                 "there is nothing to test"
             )

@@ -8,7 +8,7 @@ import numpy as np
 
 from align.measures.base import Measure, centred
 from align.moments import Moments
-from align.neighbors import nearest, unit_rows
+from align.neighbors import nearest
 
 ROWS = 16384
 BLOCK_BYTES = 2**26

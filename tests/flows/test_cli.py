@@ -26,7 +26,10 @@ from tests.flows.conftest import (
     write_config,
 )
 
-COMMANDS = ("run", "record", "list", "show", "ui", "compare", "fit", "translate")
+COMMANDS = (
+    *("run", "record", "list", "show", "ui", "compare", "fit", "translate", "upgrade"),
+    *("export", "predict", "promote", "serve"),
+)
 
 
 @pytest.fixture(scope="module")

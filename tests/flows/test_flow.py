@@ -237,6 +237,7 @@ def test_the_champion_is_chosen_by_cross_validation_and_loads_elsewhere(
     assert best["value"] == max(one["value"] for one in best["candidates"])
     assert {one["map"] for one in best["candidates"]} == {"ridge", "procrustes"}
     assert best["uri"] == "models:/emoji-small@champion"
+    assert best["promotion"] == "version 1 is the first champion: there was nothing to test it against"
     emoji = create("emoji", languages=["en"])
     files = []
     for key in ("1f34e", "1f42f"):  # an apple, a tiger
@@ -267,6 +268,8 @@ def test_a_second_run_computes_nothing_and_says_the_same(
     assert {key: second[key] for key in same} == {key: first[key] for key in same}
     same = ("source", "target", "map", "metric", "value", "fit", "candidates", "uri")
     assert {key: second["champion"][key] for key in same} == {key: first["champion"][key] for key in same}
+    # The same model again is the champion already, and spends nothing of what may be tested.
+    assert "is the same model as its champion" in second["champion"]["promotion"]
     assert second["timings"]["embed"] < 2
 
 
