@@ -159,6 +159,7 @@ def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
     """
     timings: dict[str, float] = run["timings"]
     begun = time.perf_counter()
+    steps.check_tasks(config)
     prompted = steps.prompt_targets(config)
     WATCH.total("embed", sum(steps.embed_plan(config, name)[1] for name in config.spaces))
     with _timed(timings, "embed"):

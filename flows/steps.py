@@ -93,6 +93,30 @@ def prompt_targets(config: RunConfig) -> list[str]:
     return [t for t in dict.fromkeys(wanted) if config.spaces[t].encoder != "precomputed"]
 
 
+def check_tasks(config: RunConfig) -> None:
+    """Raise `UserError` for a task that the configuration names and that none of its pairs can have."""
+    labels = dataset_of(config).labels
+    pictures = [t for _, t in config.pairs if modality(config, t) == "image"]
+    for task in config.tasks or ():
+        if task in ("zero_shot", "stitching") and len(set(labels or ())) < 2:
+            has = "has none" if labels is None else "has one"
+            raise UserError(
+                f"tasks: '{task}' needs labels of two classes or more, and data set '{config.dataset.name}' {has}: "
+                f"leave '{task}' out"
+            )
+        lacking = {
+            "zero_shot": not prompt_targets(config)
+            and "a pair from pictures to a text encoder that can embed the prompts",
+            "stitching": not pictures and "a pair with pictures as its target",
+            "pretrained_head": not any(isinstance(encoder_of(config.spaces[name]), HasHead) for name in pictures)
+            and "a target whose encoder brings its classifier along (an EfficientNet-Lite)",
+        }.get(task)
+        if lacking:
+            raise UserError(
+                f"tasks: '{task}' needs {lacking}, and there is none among the pairs: add one or leave it out"
+            )
+
+
 def modality(config: RunConfig, name: str) -> str:
     """'image' or 'text': of the column that the space embeds."""
     space = config.spaces[name]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import steps
 from flows.config import load_config
+from registry.errors import UserError
 from registry.store import DamagedEntry
 from tests.flows.test_config import write
 
@@ -35,3 +37,36 @@ def test_the_plan_says_what_is_stored_without_computing(own_home: Path, tmp_path
     planned = plan(config)
     assert {space["name"]: space["stored"] for space in planned["spaces"]} == {"pixels": True, "glove": False}
     assert planned["evaluations"] == {"all": 1, "stored": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pairs": [["glove", "pixels"]], "zero_shot": {"templates": ["{}"]}}, "'zero_shot' needs a pair from pictures to a text"),
+        ({"pairs": [["pixels", "glove"]]}, "'stitching' needs a pair with pictures as its target"),
+        ({"pairs": [["glove", "pixels"]]}, "'pretrained_head' needs a target whose encoder brings its classifier"),
+    ],
+)  # fmt: skip
+def test_a_task_that_no_pair_can_have_is_refused_before_anything_is_computed(
+    own_home: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    from flows.plan import plan
+
+    task = words.split("'")[1]
+    config = load_config(write(tmp_path, tasks=["retrieval", task], **changes))
+    with pytest.raises(UserError, match=words) as caught:
+        plan(config)
+    assert "\n" not in str(caught.value)
+    # Where no task is named, what does not apply is left out.
+    steps.check_tasks(load_config(write(tmp_path, **changes)))
+
+
+def test_a_task_with_labels_is_refused_where_there_are_none(own_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("key,en\nx,one\ny,two\n")
+    dataset = {"name": "table", "options": {"path": str(tmp_path / "t.csv"), "key": "key", "text": "en"}}
+    spaces = {name: {"encoder": "glove-6b-50d", "column": "en"} for name in ("pixels", "glove")}
+    config = load_config(write(tmp_path, dataset=dataset, spaces=spaces, tasks=["stitching"]))
+    with pytest.raises(
+        UserError, match="'stitching' needs labels of two classes or more, and data set 'table' has none"
+    ):
+        steps.check_tasks(config)
