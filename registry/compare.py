@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from align import Pair, Space, paired_test
+from align import paired_test
 from align.measures import make_measure
 from align.measures.health import health
 from align.score import Outcomes
-from registry.encoders.precomputed import read_vectors
 from registry.errors import UserError, one_line
 from registry.results import ResultStore
+from registry.vectors import join_files
 
 MEASURES = ("cka", "cka_debiased", "mutual_knn")
 HEALTH = ("isoscore", "average_cosine", "hubness_skewness")
@@ -36,16 +36,8 @@ def compare_files(
     """
     from scipy.stats import false_discovery_control
 
-    sides = [(path, *read_vectors(path)) for path in (first, second)]
-    if all(keys == [str(row) for row in range(len(keys))] for _, keys, _ in sides) and len(sides[0][2]) != len(
-        sides[1][2]
-    ):
-        raise UserError(
-            f"{first} has {len(sides[0][2])} rows and {second} {len(sides[1][2])}, and neither has keys to join them on: "
-            "give both the same items in the same order, or keys beside them (NAME.keys.json)"
-        )
+    pair = join_files(first, second)
     try:
-        pair = Pair.join(*(Space(str(path), keys, [rows]) for path, keys, rows in sides))
         rows = np.arange(len(pair))
         if len(rows) > items:
             rows = np.sort(np.random.default_rng(random_state).choice(len(rows), items, replace=False))
