@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -386,21 +386,22 @@ class Watch:
         return self._peak
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=[[], *CASES], metavar="CASE", help=", ".join(CASES))
+def drive(module: str, cases: Mapping[str, Callable[[argparse.Namespace], list[Result]]], about: str | None) -> None:
+    """The command line of a module of benchmarks: every case in a process of its own, a line a result."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", choices=[[], *cases], metavar="CASE", help=", ".join(cases))
     parser.add_argument("--json", type=Path, help="write all results there")
-    parser.add_argument("--latentis-python", default=sys.executable)
+    parser.add_argument("--latentis-python", default=sys.executable, help="of an environment that has latentis")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
         options.watch = Watch()
-        print(json.dumps(CASES[options.cases[0]](options)))
+        print(json.dumps(cases[options.cases[0]](options)))
         return
     environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
     made: list[Result] = []
-    for case in options.cases or CASES:
-        command = [sys.executable, "-m", "benchmarks.maps", case, "--inside"]
+    for case in options.cases or cases:
+        command = [sys.executable, "-m", module, case, "--inside"]
         command += ["--latentis-python", options.latentis_python]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
@@ -424,4 +425,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    drive("benchmarks.maps", CASES, __doc__)

@@ -8,17 +8,11 @@ As in `benchmarks.maps`, whose data and watch on memory these are: every case in
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.maps import Result, Watch, embeddings, pair, result, rows, seconds
+from benchmarks.maps import Result, drive, embeddings, pair, result, rows, seconds
 
 QUICKSTART = ("cka", "cka_debiased", "mutual_knn")
 """What the quickstart compares its spaces by."""
@@ -106,7 +100,6 @@ def bootstrap(options: argparse.Namespace) -> list[Result]:
 
 
 def quickstart(options: argparse.Namespace) -> list[Result]:
-    from align.measures import MEASURES
     from align.measures.matrix import similarity_matrices
 
     rng = np.random.default_rng(0)
@@ -114,43 +107,11 @@ def quickstart(options: argparse.Namespace) -> list[Result]:
                   "e5-small-de": 384, "e5-small-fr": 384, "glove": 50, "pixels": 192, "untrained": 1280}  # fmt: skip
     spaces = {name: embeddings(rows(1390), d, rng) for name, d in dimensions.items()}
     taken = seconds(lambda: similarity_matrices(spaces, QUICKSTART), 1)
-    out = [result("the quickstart's measures of its 11 spaces: seconds / 10", taken, 10.0, at_most=1.0)]
-    # The others are of no bound: what each would add.
-    for name in set(MEASURES) - set(QUICKSTART) if options.all else ():
-        taken = seconds(partial(similarity_matrices, spaces, [name]), 1)
-        out.append(result(f"{name} alone: seconds / 10", taken, 10.0))
-    return out
+    return [result("the quickstart's measures of its 11 spaces: seconds / 10", taken, 10.0, at_most=1.0)]
 
 
 CASES = {case.__name__: case for case in (cka, mutual_knn, bootstrap, quickstart)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=[[], *CASES], metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--json", type=Path, help="write all results there")
-    parser.add_argument("--all", action="store_true", help="time every measure on the quickstart's spaces")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.inside:
-        options.watch = Watch()
-        print(json.dumps(CASES[options.cases[0]](options)))
-        return
-    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
-    made: list[Result] = []
-    for case in options.cases or CASES:
-        command = [sys.executable, "-m", "benchmarks.measures", case, "--inside", *["--all"] * options.all]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            print(f"{case} failed", flush=True)
-            continue
-        for one in json.loads(done.stdout.splitlines()[-1]):
-            made.append({"case": case, **one})
-            mark = "ok  " if one["held"] else "MISS"
-            print(f"{mark} {one.pop('ratio'):7.2f} {one.pop('name')}  {one}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(made, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    drive("benchmarks.measures", CASES, __doc__)

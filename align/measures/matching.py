@@ -17,6 +17,11 @@ def foscttm(X: np.ndarray, Y: np.ndarray) -> float:
 
     Raises ValueError for unpaired rows, different dimensions, or fewer than two rows.
     """
+    return float(foscttm_of_items(X, Y).mean())
+
+
+def foscttm_of_items(X: np.ndarray, Y: np.ndarray) -> np.ndarray:
+    """`foscttm` of each item (n,), the mean of both directions."""
     X, Y = np.asarray(X, np.float64), np.asarray(Y, np.float64)
     if X.ndim != 2 or X.shape != Y.shape:
         raise ValueError(f"FOSCTTM needs paired rows in one space, got the shapes {X.shape} and {Y.shape}")
@@ -27,11 +32,12 @@ def foscttm(X: np.ndarray, Y: np.ndarray) -> float:
 
     # cdist on the pairs alone: the same arithmetic as in the blocks, so that equal distances are equal.
     own = np.array([cdist(x[None], y[None], "sqeuclidean")[0, 0] for x, y in zip(X, Y, strict=True)])
-    total = 0.0
+    nearer = np.zeros(n)
     rows = max(1, BLOCK_BYTES // (8 * n))
     for start in range(0, n, rows):
-        D = cdist(X[start : start + rows], Y, "sqeuclidean")
-        for true in (own[start : start + rows, None], own):
-            # The true match itself is always a tie.
-            total += (true > D).sum() + ((true == D).sum() - len(D)) / 2
-    return float(total / (2 * n * (n - 1)))
+        block = slice(start, start + rows)
+        D = cdist(X[block], Y, "sqeuclidean")
+        nearer[block] += (own[block, None] > D).sum(1) + (own[block, None] == D).sum(1) / 2
+        nearer += (own > D).sum(0) + (own == D).sum(0) / 2
+    # The true match itself is always a tie, once in each direction.
+    return (nearer - 1) / (2 * (n - 1))

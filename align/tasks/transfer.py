@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.base import clone
 
-from align.measures.matching import BLOCK_BYTES
+from align.measures.matching import foscttm_of_items
 from align.rules.base import InnerProductRule
 from align.rules.hubness import Cosine
 from align.tasks.outcomes import Outcome, check_labels
@@ -64,19 +64,4 @@ def foscttm_outcomes(X: np.ndarray, Y: np.ndarray) -> dict[str, Outcome]:
 
     Their mean is `align.measures.matching.foscttm`; rows X (n, d) and Y (n, d) are paired and in one space.
     """
-    X, Y = np.asarray(X, np.float64), np.asarray(Y, np.float64)
-    if X.ndim != 2 or X.shape != Y.shape or len(X) < 2:
-        raise ValueError(f"FOSCTTM needs at least two paired rows in one space, got the shapes {X.shape} and {Y.shape}")
-    from scipy.spatial.distance import cdist
-
-    n = len(X)
-    own = np.array([cdist(x[None], y[None], "sqeuclidean")[0, 0] for x, y in zip(X, Y, strict=True)])
-    nearer = np.zeros(n)
-    rows = max(1, BLOCK_BYTES // (8 * n))
-    for start in range(0, n, rows):
-        block = slice(start, start + rows)
-        D = cdist(X[block], Y, "sqeuclidean")
-        # The true match itself is always a tie, once in each direction.
-        nearer[block] += (own[block, None] > D).sum(1) + ((own[block, None] == D).sum(1) - 1) / 2
-        nearer += (own > D).sum(0) + (own == D).sum(0) / 2
-    return {"foscttm": ((nearer - 0.5) / (2 * (n - 1)), "mean")}
+    return {"foscttm": (foscttm_of_items(X, Y), "mean")}

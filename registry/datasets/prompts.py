@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from align.rules.prototype import write_prompts
 from registry import errors
 from registry.datasets import content
 from registry.datasets.base import Modality
@@ -21,22 +22,14 @@ class Prompts:
     name = "prompts"
 
     def __init__(self, labels: Sequence[str], templates: Sequence[str]) -> None:
-        for template in templates:
-            if "{}" not in template:
-                raise errors.UserError(f"the template '{template}' has no {{}} where the class name goes")
-        for label in labels:
-            if not label.strip():
-                raise errors.UserError("a class name is empty")
-        repeated = [label for place, label in enumerate(labels) if label in labels[:place]]
-        if repeated:
-            raise errors.UserError(f"the class name '{repeated[0]}' is there twice")
-        pairs = [(label, place) for label in labels for place in range(len(templates))]
-        self.keys = [f"{label}|{place}" for label, place in pairs]
+        try:
+            self._texts, self.labels = write_prompts(labels, templates)
+        except ValueError as error:
+            raise errors.UserError(str(error)) from None
+        self.keys = [f"{label}|{place}" for label in labels for place in range(len(templates))]
         content.check_keys(self.name, self.keys)
-        self.labels = [label for label, _ in pairs]
         self.groups = self.labels
         self.columns: dict[str, Modality] = {"prompt": "text"}
-        self._texts = [templates[place].replace("{}", label) for label, place in pairs]
 
     def fingerprint(self, column: str) -> str:
         """SHA-256 (hex) of the keys and of the prompts."""

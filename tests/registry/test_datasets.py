@@ -472,10 +472,10 @@ def test_prompts() -> None:
     ("labels", "templates", "message"),
     [
         (["cat"], ["a photo"], "has no {} where"),
-        (["cat", "dog", "cat"], ["{}"], "'cat' is there twice"),
+        (["cat", "dog", "cat"], ["{}"], "'cat' is there 2 times"),
         (["cat", " "], ["{}"], "a class name is empty"),
-        ([], ["{}"], "has no items"),
-        (["cat"], [], "has no items"),
+        ([], ["{}"], "prompts need classes and templates"),
+        (["cat"], [], "prompts need classes and templates"),
     ],
 )
 def test_prompts_errors(labels: list[str], templates: list[str], message: str) -> None:
