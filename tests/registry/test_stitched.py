@@ -711,7 +711,7 @@ def test_what_does_not_fit_is_refused(parts: Parts, ridge: Map, tmp_path: Path) 
         ({"fitted": make_map("ridge")}, "not fitted"),
         ({"labels": []}, "at least one class name"),
         ({"templates": []}, "at least one template"),
-        ({"labels": ["a", "a"]}, "there twice"),
+        ({"labels": ["a", "a"]}, "there 2 times"),
         ({"templates": ["a picture"]}, "has no {}"),
         ({"card": {"score": float("nan")}}, "written as JSON"),
         ({"card": {"score": object()}}, "written as JSON"),
