@@ -11,7 +11,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[models,sentence-transformers,dask,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[models,sentence-transformers,dask,services,dev]'
 	touch $@
 
 run: $(READY)
