@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup run test lint bench bench-maps methods clean
+.PHONY: setup run test lint audit soak bench bench-maps methods sizing clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)
@@ -25,6 +25,16 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Known vulnerabilities of the pinned packages; those that the index could not be asked about are counted, not hidden.
+audit: $(READY)
+	$(BIN)/python -m pip check
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off > $(VENV)/audit.txt 2>&1 || (cat $(VENV)/audit.txt; false)
+	@echo "not audited, the index did not answer: $$(grep -c 'could not be audited' $(VENV)/audit.txt) of $$(grep -c == constraints.txt) packages"
+
+# Real services, and processes killed at random moments. Needs PostgreSQL.
+soak: $(READY)
+	$(BIN)/python -m benchmarks.soak
+
 bench: $(READY)
 	env -u OPENBLAS_CORETYPE $(BIN)/python -m benchmarks.quickstart
 
@@ -35,6 +45,9 @@ bench-maps: $(READY)
 
 methods: $(READY)
 	$(BIN)/python -m benchmarks.methods --out docs/methods.md
+
+sizing: $(READY)
+	env -u OPENBLAS_CORETYPE $(BIN)/python -m benchmarks.sizing --out docs/sizing.md
 
 clean:
 	rm -rf $(VENV)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from sklearn.base import clone
 
 from align.choose import fit_anchors
 from align.maps import AffineMap, Identity, Map
-from align.moments import Moments, Points
+from align.moments import Moments, Points, Sums
 from align.pair import Split
 from align.rules import make_rule
 from align.rules.prototype import NearestPrototype
@@ -34,6 +34,8 @@ class Anchors:
 
     vectors: np.ndarray
     folds: np.ndarray
+    sums: dict[bool, Sums] = field(default_factory=dict)
+    """Sums about the mean (or about zero) that were taken elsewhere."""
     _points: dict[bool, Points] = field(default_factory=dict)
     _head: classification.Head | None = None
 
@@ -86,6 +88,8 @@ class Evaluation:
     held_out_source, held_out_target : (m, d_source), (m, d_target), row i being the same item in both.
     split : where anchors and held-out items stand among the joined items.
     tasks : what to judge by, besides retrieval.
+    sums : the anchors' moments about the mean (or about zero), where they are taken elsewhere than from `source` and
+        `target`; see `align.blocks`.
     """
 
     source: Anchors
@@ -94,6 +98,7 @@ class Evaluation:
     held_out_target: np.ndarray
     split: Split
     tasks: Tasks = field(default_factory=Tasks)
+    sums: Callable[[bool], Moments] | None = None
 
     @cached_property
     def _labels(self) -> np.ndarray:
@@ -110,6 +115,8 @@ class Evaluation:
 
     def moments(self, center: bool = True) -> Moments:
         """The anchors' sums, with folds."""
+        if self.sums is not None:
+            return self.sums(center)
         return self.source.points(center).with_target(self.target.points(center))
 
     def fit(self, unfitted: Map) -> Map:
@@ -137,7 +144,12 @@ class Evaluation:
         model = fitted.settled()
         if isinstance(model, AffineMap) and model.from_sums:
             moments = self._moments(model.center)
-            X, Y = (_rows(side.points(model.center)) for side in (self.source, self.target))
+            if self.sums is None:
+                X, Y = (_rows(side.points(model.center)) for side in (self.source, self.target))
+            else:
+                by_fold = np.argsort(self.split.folds, kind="stable")
+                X, Y = self.source.vectors[by_fold], self.target.vectors[by_fold]
+                X, Y = X - moments.source.center.astype(X.dtype), Y - moments.target.center.astype(Y.dtype)
             # A permutation changes neither space's own sums, only those across.
             return model.fit_moments(Moments(moments.source, moments.target, (X.T @ Y[order]).astype(np.float64)))
         return model.fit(self.source.vectors, self.target.vectors[order])

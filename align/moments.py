@@ -184,6 +184,18 @@ class Moments:
         step = np.outer(self.source._step(part.source), self.target._step(part.target))
         return Moments(source, target, self.cross - part.cross - step * (self.n * part.n / source.n))
 
+    @classmethod
+    def paired(cls, source: Sums, target: Sums, crosses: Sequence[np.ndarray]) -> Moments:
+        """From the sums of each space, and the cross scatter of each of their folds (or of all, where there are none)."""
+        if not source.folds:
+            return cls(source, target, crosses[0])
+        folds = tuple(map(cls, source.folds, target.folds, crosses))
+        cross = np.zeros_like(crosses[0])
+        for fold in folds:
+            steps = fold.source.mean - source.mean, fold.target.mean - target.mean
+            cross += fold.cross + fold.n * np.outer(*steps)
+        return cls(source, target, cross, folds)
+
     @cached_property
     def rest(self) -> tuple[Moments, ...]:
         """For each fold, the moments of all items but the fold's."""
@@ -523,14 +535,7 @@ class Points:
     def with_target(self, target: Points) -> Moments:
         """The moments of this space and another on the same items, split into the same folds."""
         crosses = [_product(x, y) for x, y in zip(self.parts, target.parts, strict=True)]
-        if not self.sums.folds:
-            return Moments(self.sums, target.sums, crosses[0])
-        folds = tuple(map(Moments, self.sums.folds, target.sums.folds, crosses))
-        cross = np.zeros_like(crosses[0])
-        for fold in folds:
-            steps = fold.source.mean - self.sums.mean, fold.target.mean - target.sums.mean
-            cross += fold.cross + fold.n * np.outer(*steps)
-        return Moments(self.sums, target.sums, cross, folds)
+        return Moments.paired(self.sums, target.sums, crosses)
 
 
 def _sums(

@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import TerminationSignal
 from prefect.task_runners import ThreadPoolTaskRunner
 from threadpoolctl import threadpool_limits
 
-from flows import recording, steps
+from flows import cluster, logs, notify, plan, recording, steps, watching
 from flows.config import RunConfig
+from registry import lease
 from registry.errors import UserError
 from registry.record import TrackingUnavailable
 
@@ -118,12 +120,25 @@ def report_run(config: RunConfig, run_id: str, parent: str | None) -> str:
     return recording.report_run(config, run_id, parent)
 
 
+@task(
+    task_run_name="watch {run_id}", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=3, retry_condition_fn=_retry
+)
+def watch_run(config: RunConfig, run_id: str, parent: str | None) -> str:
+    return watching.watch(config, run_id, parent)
+
+
+@task(task_run_name="measure the inputs", cache_policy=NO_CACHE)
+def measure_inputs(config: RunConfig) -> str:
+    return watching.measure_inputs(config)
+
+
 @contextmanager
 def _timed(timings: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the seconds inside to a phase."""
+    """Add the seconds inside to a phase, and log it."""
     start = time.perf_counter()
     try:
-        yield
+        with logs.phase(phase):
+            yield
     finally:
         timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - start
 
@@ -148,6 +163,8 @@ def new_run(config: RunConfig) -> dict[str, Any]:
     flow_run_name="{run[id]}",
     task_runner=ThreadPoolTaskRunner(max_workers=WORKERS),  # type: ignore[arg-type]
     validate_parameters=False,
+    on_failure=[notify.failed],
+    on_crashed=[notify.failed],
 )
 def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
     """Align the configured spaces, score the maps, record the run; gives the run's id.
@@ -155,12 +172,27 @@ def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
     Everything computed is kept under content addresses: a second run computes only what depends on a change.
 
     Raises `UserError` for what the user can mend, `TrackingUnavailable` where MLflow does not answer: the
-    results are then kept, and ``suture record`` sends them later.
+    results are then kept, and ``suture record`` sends them later. Raises `Busy` where another process works on
+    this very run.
     """
+    steps.check_tasks(config)
+    mlflow = {"tracking_uri": config.mlflow.tracking_uri or "", "experiment": config.mlflow.experiment}
+    details = {"flow_run": runtime.flow_run.id or "", **mlflow}
+    with lease.held(run["id"], **plan.uses(config), details=details), logs.logged(run["id"]):
+        try:
+            return _align_spaces(config, run)
+        except TerminationSignal:
+            # The threads of the tasks do not hear signals.
+            WATCH.stop.set()
+            raise
+
+
+@cluster.closing()
+def _align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
     timings: dict[str, float] = run["timings"]
     begun = time.perf_counter()
-    steps.check_tasks(config)
     prompted = steps.prompt_targets(config)
+    new_spaces = watching.fresh(config)
     WATCH.total("embed", sum(steps.embed_plan(config, name)[1] for name in config.spaces))
     with _timed(timings, "embed"):
         keys = {}
@@ -171,6 +203,7 @@ def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
         prompts = {name: embed_prompts(config, name) for name in prompted}
     splits = config.splits.all
     candidates = steps.candidates(config)
+    new_pairs = watching.unevaluated(config, keys, prompts)
     WATCH.total("fit", len(candidates))
     WATCH.total("evaluate", len(splits) * len(config.pairs))
     # The tasks share the cores: one thread of linear algebra each.
@@ -179,12 +212,16 @@ def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
         judged = {split: evaluate_split.submit(config, *split, keys, prompts) for split in splits}
         fitted = {pair: fit_pair.submit(config, *pair, keys) for pair in candidates}
         compared = compare_spaces.submit(config, keys)
+        measured = measure_inputs.submit(config)
         addresses = {
             "keys": keys,
+            "prompts": prompts,
+            "inputs": measured.result(),
             "compare": compared.result(),
             "fit": {" -> ".join(pair): future.result() for pair, future in fitted.items()},
             "evaluate": [[*split, future.result()] for split, future in judged.items()],
         }
+    run["throughput"] = watching.throughput(config, timings, new_spaces, new_pairs)
     with _timed(timings, "score"):
         run_id = summarise(config, run, addresses)
     problem: TrackingUnavailable | None = None
@@ -197,8 +234,10 @@ def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
             problem = error
     with _timed(timings, "report"):
         report_run(config, run_id, parent)
+        watch_run(config, run_id, parent)
     timings["total"] = time.perf_counter() - begun
     recording.finish(run_id, timings, parent)
+    watching.finish(config, run_id, parent)
     if problem is not None:
         raise TrackingUnavailable(f"{problem}; the results are kept: send them with  suture record {run_id}")
     return run_id

@@ -17,6 +17,7 @@ from align.measures.matrix import STANDARD
 from align.rules import RULES
 from registry import datasets, encoders
 from registry.errors import UserError, unknown
+from registry.record import without_password
 
 Task = Literal["retrieval", "retrieval_back", "zero_shot", "stitching", "pretrained_head"]
 """retrieval_back: targets look for sources. zero_shot: classes by prompts (needs `zero_shot`). stitching: a head trained
@@ -110,10 +111,46 @@ class ChampionConfig(_Strict):
 
 
 class MLflowConfig(_Strict):
-    """Where runs are recorded; by default a SQLite database under SUTURE_HOME."""
+    """Where runs are recorded; by default MLFLOW_TRACKING_URI, or a SQLite database under SUTURE_HOME."""
 
     tracking_uri: str | None = None
     experiment: str = "suture"
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_secret(cls, uri: str | None) -> str | None:
+        return uri and without_password(uri)
+
+
+class WatchConfig(_Strict):
+    """What a run is held against afterwards, and who is told."""
+
+    notify: Literal["changes", "failures", "never"] = "changes"
+    """changes: a significant change, a stale champion, and a failed run; failures: the last alone. To the webhook
+    SUTURE_WEBHOOK_URL, where there is one."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """The false discovery rate of what is called a change."""
+    least: Annotated[float, Field(ge=0, lt=1)] = 0.005
+    """A score that moved by less is no alert."""
+    history: Annotated[int, Field(ge=1, le=100)] = 7
+    """Earlier runs that are shown beside."""
+
+
+class ComputeConfig(_Strict):
+    """Where shards are embedded and sums are taken."""
+
+    dask: str | None = None
+    """None: in the flow's process. 'local': in processes of this machine. tcp://host:port (or tls://, with Dask's own
+    configuration of certificates): a cluster's scheduler; whoever reaches it can run code on the workers."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Processes that are started, or workers of the cluster that are waited for; by default one a core, or one."""
+
+    @field_validator("dask")
+    @classmethod
+    def _address(cls, dask: str | None) -> str | None:
+        if dask is None or dask == "local" or re.fullmatch(r"(tcp|tls)://[^/\s]+:\d+", dask):
+            return dask
+        raise UserError(f"compute.dask: '{dask}' is neither 'local' nor an address such as tcp://host:8786")
 
 
 class RunConfig(_Strict):
@@ -136,6 +173,8 @@ class RunConfig(_Strict):
     """Measures of each space by itself."""
     champion: ChampionConfig | None = None
     mlflow: MLflowConfig = MLflowConfig()
+    watch: WatchConfig = WatchConfig()
+    compute: ComputeConfig = ComputeConfig()
     on_bad_item: Literal["stop", "skip"] = "stop"
 
     @field_validator("maps", mode="before")
@@ -208,7 +247,8 @@ class RunConfig(_Strict):
 
 _MODELS: dict[str, type[BaseModel]] = {
     "dataset": DatasetConfig, "spaces": SpaceConfig, "maps": MapConfig, "splits": SplitConfig,
-    "zero_shot": ZeroShotConfig, "champion": ChampionConfig, "mlflow": MLflowConfig,
+    "zero_shot": ZeroShotConfig, "champion": ChampionConfig, "mlflow": MLflowConfig, "watch": WatchConfig,
+    "compute": ComputeConfig,
 }  # fmt: skip
 
 

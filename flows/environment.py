@@ -19,6 +19,8 @@ def prepare() -> None:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "PREFECT_CLI_PROMPT": "false",
+        # 2 + 4 + ... + 64 s: a server that restarts, or its database, costs a run nothing.
+        "PREFECT_CLIENT_MAX_RETRIES": "6",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flows import steps
+from flows import steps, watching
 from flows.config import RunConfig
 from registry.encoders import CATALOG
 from registry.results import ResultStore
@@ -66,3 +66,14 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "bytes": sum(space["bytes"] for space in todo) + (wanted - stored) * 400_000,
         "basis": "some rates are guesses" if guessed and todo else "from rates measured on this machine",
     }
+
+
+def uses(config: RunConfig) -> dict[str, list[str]]:
+    """The store keys and result addresses that a run reads or writes; nothing is computed and no model is loaded."""
+    keys = {name: steps.embed_plan(config, name)[0] for name in config.spaces}
+    prompts = {name: steps.prompts_key(config, name) for name in steps.prompt_targets(config)}
+    results = [steps.compare_key(config, keys), watching.inputs_key(config)]
+    results += [steps.fit_key(config, *pair, keys) for pair in steps.candidates(config)]
+    for kind, seed in config.splits.all:
+        results += steps.evaluation_keys(config, kind, seed, keys, prompts).values()
+    return {"store": [*keys.values(), *prompts.values()], "results": results}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -19,8 +21,9 @@ from registry.encoders.base import FromHub
 from registry.encoders.hub import newer_revision
 from registry.encoders.precomputed import Precomputed
 from registry.errors import UserError
-from registry.record import TrackingUnavailable, add_artifacts, default_tracking_uri, record
-from registry.results import ResultStore, load_run, runs_folder, save_run
+from registry.record import TrackingUnavailable, add_artifacts, client, default_tracking_uri, record
+from registry.registered import CHALLENGER, CHAMPION
+from registry.results import ResultStore, code_digest, load_run, runs_folder, save_run
 from registry.stitched import export, log_model
 
 
@@ -162,24 +165,42 @@ def register_champion(config: RunConfig, run_id: str, parent: str) -> str | None
         }
         prompts = prompts_of(config)
         folder = runs_folder() / run_id / "champion"
+        keys = {one["name"]: one["key"] for one in run["spaces"] if one["name"] in (best["source"], best["target"])}
+        pair, split, _ = Workbench(config, keys, {}, *config.splits.all[0]).join(best["source"], best["target"])
         export(
             folder, image=image, text=text, map=load_map(map_folder(best["fit"], best["map"])),
             labels=list(dict.fromkeys(prompts.labels)), templates=list(config.zero_shot.templates), card=card,
+            references=pair.take(split.anchors)[0],
         )  # fmt: skip
-        tags = {"suture.run": run_id, "suture.map": best["map"], "suture.pair": f"{best['source']} -> {best['target']}"}
+        sides = [next(one for one in run["spaces"] if one["name"] == best[side]) for side in ("source", "target")]
+        configuration = json.dumps(run["config"], sort_keys=True).encode()
+        tags = {
+            "suture.run": run_id,
+            "suture.map": best["map"],
+            "suture.pair": f"{best['source']} -> {best['target']}",
+            "suture.data": f"{run['dataset']['name']}: "
+            + ", ".join(f"{one['column']} {one['data'][:12]}" for one in sides),
+            "suture.weights": ", ".join(f"{one['encoder']} {one['weights'][:12]}" for one in sides),
+            "suture.configuration": hashlib.sha256(configuration).hexdigest()[:12],
+            "suture.code": f"suture {run['versions']['suture']}, mathematics {code_digest()[:12]}",
+        }
         uri = config.mlflow.tracking_uri or default_tracking_uri()
-        log_model(
-            folder, tracking_uri=uri, run_id=parent, registered_name=config.champion.name,
-            alias=promotion.CHALLENGER, tags=tags,
-        )  # fmt: skip
-        alias = promotion.CHALLENGER
+        # A run that was killed after this is taken up again, and must not register its model twice.
+        mlflow, name = client(uri), config.champion.name
+        if made := mlflow.search_model_versions(f"name = '{name}' and run_id = '{parent}'"):
+            mlflow.set_registered_model_alias(name, CHALLENGER, made[0].version)
+        else:
+            log_model(
+                folder, tracking_uri=uri, run_id=parent, registered_name=name, alias=CHALLENGER, tags=tags,
+            )  # fmt: skip
+        alias = CHALLENGER
         if config.champion.promote:
             try:
                 evidence = promotion.promote(config.champion.name, tracking_uri=uri)
                 best["promotion"] = promotion.sentence(evidence)
-                alias = promotion.CHAMPION if evidence["promoted"] else alias
+                alias = CHAMPION if evidence["promoted"] else alias
             except promotion.SameModel as error:
-                best["promotion"], alias = str(error), promotion.CHAMPION
+                best["promotion"], alias = str(error), CHAMPION
             except TrackingUnavailable:
                 raise
             except UserError as error:
@@ -208,11 +229,17 @@ def finish(run_id: str, timings: dict[str, float], parent: str | None) -> None:
     save_run(run)
 
 
-def recorded(run_id: str, parent: str) -> None:
-    """Keep under which id MLflow has the run, after it was sent later."""
+def send(config: RunConfig, run_id: str) -> tuple[str, str | None]:
+    """Send a kept run to MLflow later than its flow did; gives the parent run's id and the champion's URI."""
+    parent = record_run(config, run_id)
+    uri = register_champion(config, run_id, parent)
     run = load_run(run_id)
-    run["mlflow_run"] = parent
+    # A flow that was killed has not said how long it took.
+    written = (runs_folder() / run_id / "run.json").stat().st_mtime
+    run["mlflow_run"], run["seconds"] = parent, run.get("seconds", written - run["started_ms"] / 1000)
     save_run(run)
+    report_run(config, run_id, parent)
+    return parent, uri
 
 
 def champion(ranking: list[dict[str, Any]], fits: dict[str, str]) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from align.measures.health import health
 from align.measures.matrix import similarity_matrices
 from align.pair import split as split_items
 from align.tasks.classification import LinearHead
-from flows.config import RunConfig, SpaceConfig
+from flows import cluster
+from flows.config import MapConfig, RunConfig, SpaceConfig
 from registry import datasets, encoders
 from registry.datasets.base import Dataset
 from registry.datasets.prompts import Prompts
@@ -29,7 +30,6 @@ from registry.encoders.base import Encoder, ExportableImage, ExportableText, Has
 from registry.encoders.precomputed import Precomputed
 from registry.errors import UserError, one_line
 from registry.extract import adopt, extract, identity, precomputed_identity
-from registry.home import home
 from registry.results import ResultStore, address
 from registry.store import EmbeddingStore
 
@@ -37,8 +37,8 @@ Progress = Callable[[int], None]
 
 
 def store() -> EmbeddingStore:
-    """The embedding store of this machine's user."""
-    return EmbeddingStore(home() / "store")
+    """The embedding store that the environment names; see `EmbeddingStore.default`."""
+    return EmbeddingStore.default()
 
 
 @cache
@@ -74,6 +74,10 @@ def embed(config: RunConfig, name: str, progress: Progress) -> str:
     space, encoder = config.spaces[name], encoder_of(config.spaces[name])
     if isinstance(encoder, Precomputed):
         key = adopt(store(), encoder)
+    elif config.compute.dask is not None:
+        key = cluster.embed(
+            config.compute, store(), space, config.dataset, encoder, dataset_of(config), config.on_bad_item, progress
+        )
     else:
         assert space.column is not None
         key = extract(
@@ -175,8 +179,16 @@ def _split_of(config: RunConfig, dataset: Dataset, keys: list[str], kind: str, s
 class Workbench:
     """Joined pairs on one split, with what pairs share computed once and dropped after its last use."""
 
-    def __init__(self, config: RunConfig, keys: dict[str, str], prompts: dict[str, str], kind: str, seed: int) -> None:
-        self.config, self.kind, self.seed = config, kind, seed
+    def __init__(
+        self,
+        config: RunConfig,
+        keys: dict[str, str],
+        prompts: dict[str, str],
+        kind: str,
+        seed: int,
+        watch: Progress = lambda done: None,
+    ) -> None:
+        self.config, self.kind, self.seed, self.watch = config, kind, seed, watch
         self.dataset = dataset_of(config)
         self.spaces = {name: store().open(key, name, verify=False) for name, key in keys.items()}
         self.prompts = {name: store().open(key, name, verify=False) for name, key in prompts.items()}
@@ -208,7 +220,19 @@ class Workbench:
             if self._uses[name, digest] <= 0:
                 del self._anchors[name, digest]
         tasks = self._tasks(pair, source, target)
-        return Evaluation(sides[0], sides[1], *pair.take(split.held_out), split, tasks), pair
+        sums = None
+        # The span of fewer items than dimensions is found at once; see `align.moments`.
+        if self.config.compute.dask is not None and len(Xa) > max(Xa.shape[1], Ya.shape[1]):
+            stored = (
+                cluster.Side(pair.source.fingerprint, pair.source_rows[split.anchors], sides[0]),
+                cluster.Side(pair.target.fingerprint, pair.target_rows[split.anchors], sides[1]),
+            )
+            settings = self.config.splits
+            items = {"items": digest, "split": [self.kind, self.seed, settings.held_out, settings.folds]}
+            sums = partial(
+                cluster.pair_moments, self.config.compute, store(), stored, split.folds, items, watch=self.watch
+            )
+        return Evaluation(sides[0], sides[1], *pair.take(split.held_out), split, tasks, sums), pair
 
     def _tasks(self, pair: Pair, source: str, target: str) -> Tasks:
         asks = self.config.asks
@@ -258,20 +282,30 @@ def candidates(config: RunConfig) -> list[tuple[str, str]]:
     return found
 
 
+def fit_key(config: RunConfig, source: str, target: str, keys: dict[str, str]) -> str:
+    """The address of a pair's maps fitted on the first split."""
+    kind, seed = config.splits.all[0]
+    return address(
+        {
+            "step": "fit", "spaces": [keys[source], keys[target]],
+            "maps": [m.model_dump() for m in _fitted_maps(config, source, target)],
+            "splits": [kind, seed, config.splits.held_out, config.splits.folds],
+            "data": _data_digest(dataset_of(config)),
+        }
+    )  # fmt: skip
+
+
+def _fitted_maps(config: RunConfig, source: str, target: str) -> list[MapConfig]:
+    return [m for m in config.maps_for(source, target) if m.make().paired and m.label == m.map]
+
+
 def fit(config: RunConfig, source: str, target: str, keys: dict[str, str]) -> str:
     """Fit a pair's maps on the anchors of the first split, for a stitched model to be made of; gives their address.
 
     The maps lie beside it, see `map_folder`.
     """
     kind, seed = config.splits.all[0]
-    dataset = dataset_of(config)
-    maps = [m for m in config.maps_for(source, target) if m.make().paired and m.label == m.map]
-    key = address(
-        {
-            "step": "fit", "spaces": [keys[source], keys[target]], "maps": [m.model_dump() for m in maps],
-            "splits": [kind, seed, config.splits.held_out, config.splits.folds], "data": _data_digest(dataset),
-        }
-    )  # fmt: skip
+    maps, key = _fitted_maps(config, source, target), fit_key(config, source, target, keys)
     results = ResultStore()
     if results.get(key) is None:
         bench = Workbench(config, {name: keys[name] for name in (source, target)}, {}, kind, seed)
@@ -335,7 +369,7 @@ def evaluate(
     missing = [pair for pair, key in wanted.items() if results.get(key) is None]
     progress(len(wanted) - len(missing))
     if missing:
-        bench = Workbench(config, keys, prompts, kind, seed)
+        bench = Workbench(config, keys, prompts, kind, seed, progress)
         bench.plan(missing)
         for source, target in missing:
             start = time.perf_counter()
@@ -380,10 +414,15 @@ def _outcomes(
     return content, arrays
 
 
+def compare_key(config: RunConfig, keys: dict[str, str]) -> str:
+    """The address of the comparison of all spaces."""
+    wanted = {"measures": config.measures, "health": config.health}
+    return address({"step": "compare", "spaces": {name: keys[name] for name in config.spaces}, **wanted})
+
+
 def compare(config: RunConfig, keys: dict[str, str]) -> str:
     """Similarity of all spaces on their common items, and the health of each; gives the result's address."""
-    wanted = {"measures": config.measures, "health": config.health}
-    key = address({"step": "compare", "spaces": {name: keys[name] for name in config.spaces}, **wanted})
+    key = compare_key(config, keys)
     results = ResultStore()
     if results.get(key) is None:
         spaces = {name: store().open(keys[name], name, verify=False) for name in config.spaces}

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
     """Something the user gave is wrong; the message says what, and what would be right."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # On its way from another process, an error is not made anew from other arguments than its message.
+        return _same_error, (type(self), self.args, self.__dict__)
+
+
+def _same_error(kind: type[UserError], args: tuple[Any, ...], content: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(content)
+    return error
 
 
 class MissingPackage(UserError):

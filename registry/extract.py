@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,16 +93,32 @@ def extract(
     dtype: str = "float32",
     on_bad_item: OnBadItem = "stop",
     progress: Callable[[int], None] = lambda items: None,
+    make: Callable[[dict[int, range]], Iterable[int]] | None = None,
 ) -> str:
     """Embed a column, or what is missing of it, into the store; gives the entry's key.
 
     Items that cannot be read, or whose embedding is NaN or zero, raise `BadItem` or are left out and named in
     the manifest, as `on_bad_item` says. `progress` is called with the number of items embedded just now.
+    `make` has missing shards made elsewhere, by `extract_shard`; see `EmbeddingStore.gather`.
     """
-    batches = _Batches(encoder, dataset, column, on_bad_item, progress)
     details = {"dataset": dataset.name, "modality": encoder.modality, "licence": encoder.licence}
     wanted = identity(encoder, dataset, column, dtype=dtype, on_bad_item=on_bad_item)
+    if make is not None:
+        return store.gather(wanted, dataset.keys, make, progress=progress, details=details)
+    batches = _Batches(encoder, dataset, column, on_bad_item, progress)
     return store.write(wanted, dataset.keys, batches, progress=progress, details=details)
+
+
+def extract_shard(
+    store: EmbeddingStore, encoder: Encoder, dataset: Dataset, wanted: Identity, number: int, rows: range
+) -> bool:
+    """Embed one shard of an entry that another process gathers; False where it is whole already."""
+    if store.shard(wanted.key, number) is not None:
+        return False
+    on_bad_item: OnBadItem = "skip" if wanted.on_bad_item == "skip" else "stop"
+    batches = _Batches(encoder, dataset, wanted.column, on_bad_item, lambda items: None)
+    store.write_shard(wanted, number, dataset.keys, *batches(rows))
+    return True
 
 
 def precomputed_identity(vectors: Precomputed) -> Identity:

@@ -1,36 +1,39 @@
-"""The life of a registered stitched model: found by its alias, promoted by proof, rolled back, and shown."""
+"""The life of a registered stitched model: promoted by proof, and rolled back."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
-from urllib.parse import unquote, urlparse
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
 
 from align.score import FEW, Outcomes, paired_test
-from registry import stitched, stitched_model
-from registry.encoders import create
-from registry.encoders.base import Encoder
-from registry.errors import UserError, one_line, unknown
+from registry import stitched_model
+from registry.errors import UserError
 from registry.home import home
-from registry.record import client, default_tracking_uri
-from registry.results import ResultStore, load_run, run_ids, runs_folder
+from registry.registered import (
+    CHALLENGER,
+    CHAMPION,
+    TAG,
+    fetch,
+    history_of,
+    open_registry,
+    registered_model,
+    run_of,
+    version_of,
+)
+from registry.results import ResultStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION, CHALLENGER = "champion", "challenger"
 LEVEL = 0.05
 """The chance, over a registered model's whole life, that a challenger which is no better is ever promoted."""
-TAG = "suture.promotion."
 MINIMUM = FEW
 
 
@@ -142,111 +145,6 @@ def _not_worse(gaps: np.ndarray, margin: float) -> float:
     return float(min(1.0, np.exp(-top - np.log(np.mean(np.exp(grown - top))))))
 
 
-# --- the registry
-
-
-@contextmanager
-def _answering(uri: str) -> Iterator[None]:
-    """What MLflow says of a name that is not there, as a `UserError`; of a server that broke off too."""
-    from mlflow.exceptions import MlflowException
-
-    from registry.record import TrackingUnavailable
-
-    try:
-        yield
-    except MlflowException as error:
-        if "API request" in str(error):
-            raise TrackingUnavailable(f"the MLflow server at {uri} failed: {one_line(error)}") from None
-        raise UserError(f"MLflow at {uri}: {one_line(error)}") from None
-
-
-def _registered(mlflow: MlflowClient, name: str) -> Any:
-    names = {one.name: one for one in mlflow.search_registered_models(max_results=1000)}
-    if name not in names:
-        raise (
-            unknown("registered model", name, names)
-            if names
-            else UserError("no model is registered yet: make a run whose configuration has  champion: {name: ...}")
-        )
-    return mlflow.get_registered_model(name)
-
-
-def version_of(mlflow: MlflowClient, uri: str) -> ModelVersion:
-    """The version that ``models:/name@alias`` or ``models:/name/version`` names; raises `UserError` for none."""
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    if not at:
-        name, _, number = name.partition("/")
-    registered = _registered(mlflow, name)
-    if at:
-        if alias not in registered.aliases:
-            raise unknown(f"alias of '{name}'", alias, registered.aliases)
-        number = registered.aliases[alias]
-    numbers = {str(one.version): one for one in mlflow.search_model_versions(f"name = '{name}'", max_results=1000)}
-    if str(number) not in numbers:
-        raise unknown(f"version of '{name}'", str(number), numbers)
-    return mlflow.get_model_version(name, str(number))
-
-
-def find(model: str, *, tracking_uri: str | None = None) -> Path:
-    """The folder of a stitched model: a folder or one ONNX file's, a run's champion, or a registered one.
-
-    A model of a remote server is fetched once and kept under SUTURE_HOME. What is found is checked by whoever loads it.
-    Raises `UserError` for what is not there.
-    """
-    if model.startswith("models:/"):
-        uri = tracking_uri or default_tracking_uri()
-        with _answering(uri):
-            return _fetch(version_of(client(uri), model), uri)
-    path = Path(model)
-    if path.is_dir():
-        inside = path / "artifacts" / "stitched"
-        return inside if (path / "MLmodel").is_file() and inside.is_dir() else path
-    if path.exists() or "/" in model:
-        raise UserError(f"'{model}' is no folder of a stitched model: give one, a run, or models:/NAME@ALIAS")
-    run = load_run(model)
-    folder = runs_folder() / run["id"] / "champion"
-    if run["champion"] is None:
-        _explain_none(run)
-    if not folder.is_dir():
-        raise UserError(f"the champion of run {run['id']} was not exported: send it with  suture record {run['id']}")
-    return folder
-
-
-def _explain_none(run: dict[str, Any]) -> NoReturn:
-    """Raise the `UserError` that says why a run has no champion: an encoder that cannot travel, most often."""
-    modality = {space["name"]: space["modality"] for space in run["spaces"]}
-    for names in run["config"]["pairs"]:
-        sides = [run["config"]["spaces"][name] for name in names]
-        if [modality[name] for name in names] != ["image", "text"] or any(
-            side["control"] or side["encoder"] == "precomputed" for side in sides
-        ):
-            continue
-        image, text = (create(side["encoder"], **side["options"]) for side in sides)
-        stitched.check_encoders(cast(Encoder, image), cast(Encoder, text))
-    raise UserError(
-        f"run {run['id']} has no champion: its configuration has to name one, give zero_shot templates, and pair an "
-        "image encoder with a text encoder"
-    )
-
-
-def _fetch(version: ModelVersion, uri: str) -> Path:
-    import mlflow
-
-    place = urlparse(version.source)
-    if place.scheme in ("", "file"):
-        folder = Path(unquote(place.path)) / "artifacts" / "stitched"
-        if not folder.is_dir():
-            raise UserError(f"the files of {version.name} version {version.version} are not at '{folder}'")
-        return folder
-    kept = home() / "models" / str(version.model_id or f"{version.name}-{version.version}")
-    if not kept.is_dir():
-        with stitched._appearing(kept) as draft:
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{version.source}/artifacts/stitched", dst_path=str(draft), tracking_uri=uri
-            )
-    return kept / "stitched"
-
-
 # --- promotion
 
 
@@ -268,15 +166,13 @@ def promote(
     Returns the evidence. Raises `UserError` for what is not there, a version that was tested against this champion
     already, outcomes that are not kept, fewer than 30 common items, and another level than the one before.
     """
-    uri = tracking_uri or default_tracking_uri()
     if not 0 < level < 1:
         raise UserError(f"level must lie between 0 and 1, got {level}")
     if margin is not None and not 0 < margin < 1:
         raise UserError(f"margin must lie between 0 and 1, got {margin}")
     home().mkdir(parents=True, exist_ok=True)
     # Two at once must not spend the same part of the budget.
-    with _answering(uri), FileLock(home() / "promotion.lock"):
-        mlflow = client(uri)
+    with open_registry(tracking_uri) as (mlflow, uri), FileLock(home() / "promotion.lock"):
         challenger = version_of(mlflow, f"models:/{name}/{version}" if version else f"models:/{name}@{CHALLENGER}")
         registered = mlflow.get_registered_model(name)
         before = registered.aliases.get(CHAMPION)
@@ -291,7 +187,7 @@ def promote(
                 f"version {challenger.version} of '{name}' was tested against version {before} already: "
                 f"{challenger.tags.get(f'{TAG}decision', 'the test broke off')}"
             )
-        folders = [_fetch(one, uri) for one in (challenger, champion)]
+        folders = [fetch(one, uri) for one in (challenger, champion)]
         new, old = (json.loads((folder / "config.json").read_bytes()) for folder in folders)
         if (new["parts"], new["templates"]) == (old["parts"], old["templates"]):
             raise SameModel(
@@ -342,12 +238,10 @@ def sentence(evidence: dict[str, Any]) -> str:
 
 def rollback(name: str, *, tracking_uri: str | None = None) -> dict[str, Any]:
     """Let @champion point at the version that it pointed at before; raises `UserError` where there was none."""
-    uri = tracking_uri or default_tracking_uri()
     home().mkdir(parents=True, exist_ok=True)
-    with _answering(uri), FileLock(home() / "promotion.lock"):
-        mlflow = client(uri)
-        registered = _registered(mlflow, name)
-        before = _history(registered)
+    with open_registry(tracking_uri) as (mlflow, _), FileLock(home() / "promotion.lock"):
+        registered = registered_model(mlflow, name)
+        before = history_of(registered)
         if not before or CHAMPION not in registered.aliases:
             raise UserError(f"'{name}' had no champion before this one: there is nothing to roll back to")
         mlflow.set_registered_model_alias(name, CHAMPION, before[-1])
@@ -355,15 +249,10 @@ def rollback(name: str, *, tracking_uri: str | None = None) -> dict[str, Any]:
         return {"version": before[-1], "instead_of": str(registered.aliases[CHAMPION])}
 
 
-def _history(registered: Any) -> list[str]:
-    """Earlier champions, oldest first."""
-    return [number for number in registered.tags.get(f"{TAG}history", "").split(",") if number]
-
-
 def _move(mlflow: MlflowClient, registered: Any, number: str) -> None:
     """Let @champion point at a version, and keep which one it was; nobody is the challenger then."""
     if CHAMPION in registered.aliases:
-        before = [*_history(registered), str(registered.aliases[CHAMPION])]
+        before = [*history_of(registered), str(registered.aliases[CHAMPION])]
         mlflow.set_registered_model_tag(registered.name, f"{TAG}history", ",".join(before))
     mlflow.set_registered_model_alias(registered.name, CHAMPION, number)
     if str(registered.aliases.get(CHALLENGER)) == number:
@@ -409,100 +298,3 @@ def common_outcomes(champion: ModelVersion, challenger: ModelVersion) -> tuple[O
         "items": len(items), "of_items": len(first), "values": [one.value() for one in made],
     }  # fmt: skip
     return made[0], made[1], about
-
-
-# --- looking
-
-
-def run_of(version: ModelVersion) -> dict[str, Any]:
-    """The kept run that a version was made by; raises `UserError` where it is not kept here."""
-    run_id = version.tags.get("suture.run")
-    if run_id not in run_ids():
-        raise UserError(f"the run of version {version.version} of '{version.name}', {run_id}, is not kept here")
-    return load_run(run_id)
-
-
-def models(*, tracking_uri: str | None = None) -> list[dict[str, Any]]:
-    """Every registered model: its versions, where its aliases point, and what its budget of tests is."""
-    uri = tracking_uri or default_tracking_uri()
-    with _answering(uri):
-        mlflow = client(uri)
-        rows = []
-        for one in mlflow.search_registered_models(max_results=1000):
-            registered = mlflow.get_registered_model(one.name)
-            versions = mlflow.search_model_versions(f"name = '{one.name}'", max_results=1000)
-            number = registered.aliases.get(CHAMPION)
-            champion = next((v for v in versions if str(v.version) == str(number)), None)
-            rows.append(
-                {
-                    "model": one.name, "versions": len(versions),
-                    "aliases": ", ".join(f"@{alias} {at}" for alias, at in sorted(registered.aliases.items())),
-                    "champion": champion and f"{champion.tags.get('suture.pair')} by {champion.tags.get('suture.map')}",
-                    "tests": int(registered.tags.get(f"{TAG}tests", 0)),
-                    "stale": "; ".join(stale(champion)) if champion else "",
-                }
-            )  # fmt: skip
-        return rows
-
-
-def describe(model: str, *, tracking_uri: str | None = None) -> dict[str, Any]:
-    """A registered version: lineage (data, weights, configuration, code), evidence, and whether it is stale."""
-    uri = tracking_uri or default_tracking_uri()
-    with _answering(uri):
-        mlflow = client(uri)
-        version = version_of(mlflow, model)
-        registered = mlflow.get_registered_model(version.name)
-        try:
-            lineage = lineage_of(version)
-        except UserError as error:
-            lineage = {"note": str(error)}
-        return {
-            "model": version.name,
-            "version": str(version.version),
-            "aliases": sorted(alias for alias, at in registered.aliases.items() if str(at) == str(version.version)),
-            "run": version.tags.get("suture.run"),
-            "mlflow_run": version.run_id,
-            "pair": version.tags.get("suture.pair"),
-            "map": version.tags.get("suture.map"),
-            "lineage": lineage,
-            "evidence": {
-                key.removeprefix(TAG): value for key, value in sorted(version.tags.items()) if key.startswith(TAG)
-            },
-            "tests": int(registered.tags.get(f"{TAG}tests", 0)),
-            "history": _history(registered),
-            "stale": stale(version),
-        }
-
-
-def lineage_of(version: ModelVersion) -> dict[str, Any]:
-    """What a version was made of: its run's data, both spaces, configuration and versions of code."""
-    run = run_of(version)
-    names = version.tags.get("suture.pair", "").split(" -> ")
-    facts = ("name", "encoder", "column", "weights", "data", "licence", "preprocessing", "backend")
-    return {
-        "data": run["dataset"],
-        "spaces": [{fact: space[fact] for fact in facts} for space in run["spaces"] if space["name"] in names],
-        "configuration": run["config"],
-        "code": run["versions"],
-    }
-
-
-def stale(version: ModelVersion) -> list[str]:
-    """What has changed since: the spaces of a version whose weights or data the latest run with them has otherwise.
-
-    The latest run counts that has both spaces by their names and columns. Empty for a version that is up to date, and
-    for one whose run is not kept here.
-    """
-    if version.tags.get("suture.run") not in run_ids():
-        return []
-    mine = {(one["name"], one["column"]): one for one in lineage_of(version)["spaces"]}
-    for run_id in reversed(run_ids()):
-        latest = {(one["name"], one["column"]): one for one in load_run(run_id)["spaces"]}
-        if mine.keys() <= latest.keys():
-            return [
-                f"{at[0]}: its {fact} changed with run {run_id}"
-                for at, space in mine.items()
-                for fact in ("weights", "data")
-                if latest[at][fact] != space[fact]
-            ]
-    return []

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +37,23 @@ class TrackingUnavailable(UserError):
 
 
 def default_tracking_uri() -> str:
-    """The SQLite database under SUTURE_HOME."""
-    return f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI where it is set, or the SQLite database under SUTURE_HOME. Raises as `without_password`."""
+    return without_password(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}")
+
+
+def nothing_recorded(uri: str) -> bool:
+    """Whether this is a SQLite database that no run has made yet."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()
+
+
+def without_password(uri: str) -> str:
+    """The address as it is. Raises `UserError` where it holds a password, which records and logs would show."""
+    if urllib.parse.urlsplit(uri).password is not None:
+        raise UserError(
+            "the address of MLflow holds a password, which would be recorded with each run: leave it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (for a database: PGUSER and PGPASSWORD)"
+        )
+    return uri
 
 
 def check_tracking(uri: str, *, timeout: float = 5.0) -> None:
@@ -51,14 +71,21 @@ def check_tracking(uri: str, *, timeout: float = 5.0) -> None:
 
 
 def client(uri: str | None = None) -> MlflowClient:
-    """A client of the tracking server, or of the default database, which is made where it is not there."""
-    from mlflow import MlflowClient
+    """A client of the tracking server, or of the default database, which is made where it is not there.
 
-    uri = uri or default_tracking_uri()
+    Raises `TrackingUnavailable` where it does not answer or has the tables of another version of MLflow.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = without_password(uri or default_tracking_uri())
     check_tracking(uri)
     if uri.startswith("sqlite:///"):
         _make_database(Path(uri.removeprefix("sqlite:///")))
-    return MlflowClient(tracking_uri=uri)
+    try:
+        return MlflowClient(tracking_uri=uri)
+    except MlflowException as error:
+        raise TrackingUnavailable(f"the MLflow database {uri} cannot be used: {one_line(error)}") from None
 
 
 def _make_database(path: Path) -> None:
@@ -99,7 +126,9 @@ def _experiment(mlflow: MlflowClient, name: str, uri: str) -> str:
     # So would any other SQLite file.
     database = Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
     location = (database.parent / "artifacts").as_uri() if database else None
-    return str(mlflow.create_experiment(name, artifact_location=location))
+    # Of the two kinds of pages that the dashboard has, those for models, and not for conversations.
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    return str(mlflow.create_experiment(name, artifact_location=location, tags=tags))
 
 
 @contextmanager
@@ -152,13 +181,26 @@ def _record(run: dict[str, Any], mlflow: MlflowClient, uri: str, experiment: str
             return str(old.info.run_id)
         _delete(mlflow, experiment_id, old.info.run_id)
     start = int(run["started_ms"])
-    with _run(mlflow, experiment_id, run["id"], {RUN_TAG: run["id"], "suture.config": run["name"]}, start) as parent:
+    source = {"mlflow.source.name": f"suture run {run['name']}", "mlflow.source.type": "JOB"}
+    tags = {RUN_TAG: run["id"], "suture.config": run["name"], **source}
+    with _run(mlflow, experiment_id, run["id"], tags, start) as parent:
         _log_parent(mlflow, parent, run)
-        for pair in run["pairs"]:
+
+        def child(pair: dict[str, Any]) -> None:
             name = f"{pair['source']} -> {pair['target']}"
-            tags = {RUN_TAG: run["id"], "mlflow.parentRunId": parent, "suture.pair": name}
-            with _run(mlflow, experiment_id, name, tags, start) as child:
-                _log_pair(mlflow, child, run, pair)
+            tags = {RUN_TAG: run["id"], "mlflow.parentRunId": parent, "suture.pair": name, **source}
+            with _run(mlflow, experiment_id, name, tags, start) as made:
+                _log_pair(mlflow, made, run, pair)
+
+        # A server answers several at once; a SQLite file would only let them wait for each other.
+        workers = 8 if uri.startswith(("http://", "https://")) else 1
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for future in [pool.submit(child, pair) for pair in run["pairs"]]:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     return parent
 
 
@@ -171,10 +213,30 @@ def add_artifacts(run_id: str, files: list[tuple[Path, str]], *, tracking_uri: s
             mlflow.log_artifact(run_id, str(path), folder or None)
 
 
+def abandon(run_id: str, *, tracking_uri: str | None, experiment: str) -> int:
+    """End as KILLED what a dead process left RUNNING of a run; gives how many there were.
+
+    Raises `TrackingUnavailable` where the server does not answer.
+    """
+    uri = tracking_uri or default_tracking_uri()
+    with _answering(uri):
+        mlflow = client(uri)
+        found = mlflow.get_experiment_by_name(experiment)
+        if found is None:
+            return 0
+        mine = f"tags.`{RUN_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
+        left = [one.info.run_id for one in mlflow.search_runs([found.experiment_id], mine)]
+        for one in left:
+            mlflow.set_terminated(one, "KILLED")
+    return len(left)
+
+
 def _delete(mlflow: MlflowClient, experiment: str, parent: str) -> None:
-    for child in mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'"):
-        mlflow.delete_run(child.info.run_id)
-    mlflow.delete_run(parent)
+    children = mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    for run_id in [*(child.info.run_id for child in children), parent]:
+        if mlflow.get_run(run_id).info.status == "RUNNING":
+            mlflow.set_terminated(run_id, "KILLED")  # A deleted run keeps its status.
+        mlflow.delete_run(run_id)
 
 
 def _log(mlflow: MlflowClient, run_id: str, metrics: dict[str, float], params: dict[str, Any]) -> None:
@@ -183,10 +245,9 @@ def _log(mlflow: MlflowClient, run_id: str, metrics: dict[str, float], params: d
     now = int(time.time() * 1000)
     made = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
     given = [Param(name, str(value)[:5900]) for name, value in params.items()]
-    for start in range(0, len(made), 900):
-        mlflow.log_batch(run_id, metrics=made[start : start + 900])
-    for start in range(0, len(given), 100):
-        mlflow.log_batch(run_id, params=given[start : start + 100])
+    # One request takes a thousand of all, and a hundred params.
+    for start in range(0, max(len(made), 9 * len(given)), 900):
+        mlflow.log_batch(run_id, metrics=made[start : start + 900], params=given[start // 9 : start // 9 + 100])
 
 
 def _log_parent(mlflow: MlflowClient, run_id: str, run: dict[str, Any]) -> None:
@@ -208,6 +269,7 @@ def _log_parent(mlflow: MlflowClient, run_id: str, run: dict[str, Any]) -> None:
         best = run["champion"]
         metrics[metric_name("champion", f"cross-validated {best['task']} {best['metric']}")] = best["value"]
     _log(mlflow, run_id, metrics, params)
+    _log_dataset(mlflow, run_id, run)
     mlflow.set_tag(run_id, "mlflow.note.content", _note(run))
     mlflow.log_text(run_id, yaml.safe_dump(run["config"], sort_keys=False), "config.yaml")
     mlflow.log_dict(run_id, run, "run.json")
@@ -215,6 +277,19 @@ def _log_parent(mlflow: MlflowClient, run_id: str, run: dict[str, Any]) -> None:
         mlflow.log_table(run_id, _columns(run["scores"]), "scores.json")
     if run["ranking"]:
         mlflow.log_table(run_id, _columns(run["ranking"]), "ranking.json")
+
+
+def _log_dataset(mlflow: MlflowClient, run_id: str, run: dict[str, Any]) -> None:
+    """The data set as MLflow's own notion of one: its pages list and filter runs by it."""
+    from mlflow.entities import Dataset, DatasetInput
+
+    data = run["dataset"]
+    contents = "\n".join(sorted({space["data"] for space in run["spaces"]}))
+    digest = hashlib.sha256(contents.encode()).hexdigest()[:12]
+    options = json.dumps(run["config"].get("dataset", {}))
+    mlflow.log_inputs(
+        run_id, [DatasetInput(Dataset(data["name"], digest, "suture", options, profile=json.dumps(data)))]
+    )
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

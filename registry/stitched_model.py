@@ -8,7 +8,9 @@ It needs onnxruntime, NumPy, Pillow, tokenizers and safetensors; a folder of the
 
 A picture goes through image.onnx and source.onnx, a class name in every template through text.onnx and
 target.onnx, both into one shared space. A class's prototype is the unit mean of its prompts' unit vectors; a
-score is the cosine of picture and prototype, from -1 to 1: it ranks classes and is no probability.
+score is the cosine of picture and prototype, from -1 to 1: it ranks classes and is no probability. Other rules
+(`RULES`) correct it for classes that are near to every picture, by the stored references. With a temperature
+the scores become weights that sum to one; nothing has calibrated them, so they are no probabilities either.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -29,12 +34,19 @@ from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-FORMAT = 1
+FORMAT, READABLE = 2, (1, 2)
 GRAPHS = ("image.onnx", "source.onnx", "text.onnx", "target.onnx")
-FILES = (*GRAPHS, "tokenizer.json", "prototypes.safetensors", "config.json")
+HEAD = (*GRAPHS[1:], "tokenizer.json", "prototypes.safetensors", "config.json")
+FILES = (GRAPHS[0], *HEAD)
+REFERENCES = "references.safetensors"
+RULES = ("cosine", "csls", "inverted_softmax", "mutual_proximity", "local_scaling")
+OUTPUTS = ("labels", "embeddings")
 TEXT_INPUTS = ("input_ids", "attention_mask")
 BATCH = 32
+CHUNK = 8  # pictures that one thread prepares and runs: cores then work apart, not on parts of one picture
+NEIGHBOURS = 10
 MAX_SIZE = 4096
+MAX_BYTES = 1 << 28  # of one picture file
 MAX_PIXELS = 89_478_485  # a small file can unpack into gigabytes
 
 
@@ -48,13 +60,21 @@ class BadInput(ValueError):
 
 def load(folder: str | Path) -> Model:
     """Check every file against CHECKSUMS, then load the model; raises `DamagedModel`."""
-    verify(folder)
+    listed = verify(folder)
     with _readable(folder):
+        config = json.loads((Path(folder) / "config.json").read_bytes())
+        for name in files_of(config):
+            if name not in listed:
+                raise DamagedModel(f"'{name}' of the stitched model '{folder}' has no checksum")
         model = Model(Path(folder))
-        # A graph that can be read may still not run, or give something else.
-        expected = (1, model.config["dimensions"]["shared"])
-        if not model.embed_pixels(_blank(model.config)).shape == model.embed_texts(["a"]).shape == expected:
-            raise DamagedModel(f"'{folder}' does not give vectors of shape {expected}, as its config.json says")
+        # A graph that can be read may still not run, or give something else, or for other class names.
+        some = model.labels[: max(1, BATCH // len(model.config["templates"]))]
+        shape = model._prototypes[: len(some)].shape
+        if model.takes == "images" and model.embed_pixels(_blank(model.config)).shape != (1, shape[1]):
+            raise DamagedModel(f"'{folder}' does not give vectors of {shape[1]} dimensions, as its config.json says")
+        found = model._embed_labels(some)
+        if found.shape != shape or not np.abs(found - model._prototypes[: len(some)]).max() < 1e-3:
+            raise DamagedModel(f"the class names of '{folder}' are not those of its prototypes")
         return model
 
 
@@ -71,8 +91,8 @@ def _readable(folder: str | Path) -> Iterator[None]:
         raise DamagedModel(f"'{folder}' is no stitched model that can be read: {why}") from None
 
 
-def verify(folder: str | Path, files: Sequence[str] = FILES) -> None:
-    """Raise `DamagedModel`, naming the file, unless all files are those that were exported, `files` among them."""
+def verify(folder: str | Path, files: Sequence[str] = HEAD) -> list[str]:
+    """Raise `DamagedModel`, naming the file, unless all files, `files` among them, are as exported; gives their names."""
     folder = Path(folder)
     try:
         sums = json.loads((folder / "CHECKSUMS").read_bytes())
@@ -95,64 +115,172 @@ def verify(folder: str | Path, files: Sequence[str] = FILES) -> None:
             raise DamagedModel(f"'{name}' of the stitched model '{folder}' {why}") from None
         if found != sums.get(name):
             raise DamagedModel(f"'{name}' of the stitched model '{folder}' is damaged: its checksum differs")
+    return list(sums)
+
+
+def files_of(config: dict[str, Any]) -> tuple[str, ...]:
+    """The files that a model of this config.json reads."""
+    files = FILES if config.get("inputs", "images") == "images" else HEAD
+    return (*files, REFERENCES) if config.get("references") else files
+
+
+def check_config(config: dict[str, Any], folder: Path, prototypes: np.ndarray) -> tuple[str, ...]:
+    """The class names of a config; raises `DamagedModel` where they, or its format, are others than exported."""
+    if config["format"] not in READABLE:
+        raise DamagedModel(f"'{folder}' has format {config['format']}; this code reads 1 and 2")
+    labels = _names(config["labels"])
+    if len(prototypes) != len(labels):
+        raise DamagedModel(f"'{folder}' has prototypes of shape {prototypes.shape}, but {len(labels)} class names")
+    if config["format"] > 1 and digest(labels, prototypes) != config["digest"]:
+        raise DamagedModel(f"the class names of '{folder}' are not those of its prototypes")
+    return labels
+
+
+def digest(labels: Sequence[str], prototypes: np.ndarray) -> str:
+    """SHA-256 of the class names in their order and the prototypes (classes, d) that belong to them."""
+    values = np.ascontiguousarray(prototypes, dtype="<f4").tobytes()
+    return hashlib.sha256(json.dumps(list(labels)).encode() + values).hexdigest()
 
 
 class Model:
-    """A zero-shot classifier of pictures. Threads may share it."""
+    """A zero-shot classifier of pictures, or of an image encoder's vectors. Threads may share it."""
 
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-        if self.config["format"] != FORMAT:
-            raise DamagedModel(f"'{folder}' has format {self.config['format']}; this code reads {FORMAT}")
-        self.labels: tuple[str, ...] = _names(self.config["labels"])
         self._prototypes = load_file(folder / "prototypes.safetensors")["prototypes"]
-        expected = (len(self.labels), self.config["dimensions"]["shared"])
-        if self._prototypes.shape != expected:
-            raise DamagedModel(
-                f"'{folder}' has prototypes of shape {self._prototypes.shape}; its config.json says {expected}"
-            )
-        self._image, self._source, self._text, self._target = (_session(folder / name) for name in GRAPHS)
+        self.labels = check_config(self.config, folder, self._prototypes)
+        width = self.config["dimensions"]["shared"]
+        if self._prototypes.shape[1:] != (width,):
+            raise DamagedModel(f"'{folder}' has prototypes of shape {self._prototypes.shape}, not of width {width}")
+        self.takes: str = self.config.get("inputs", "images")
+        files = files_of(self.config)
+        self._references = None
+        if REFERENCES in files:
+            self._references = load_file(folder / REFERENCES)["references"]
+            if self._references.shape != (self.config["references"], width):
+                raise DamagedModel(f"'{folder}' has references of shape {self._references.shape}")
+        self._image = _session(folder / GRAPHS[0]) if GRAPHS[0] in files else None
+        self._source, self._text, self._target = (_session(folder / name, "text" not in name) for name in GRAPHS[1:])
         self._tokenizer = _tokenizer(folder, self.config["max_length"])
         self._remembered = lru_cache(maxsize=16)(self._embed_labels)
+        self._fitted = lru_cache(maxsize=16)(self._fit)
 
     def predict(
-        self, images: Sequence[bytes], labels: Sequence[str] | None = None, top_k: int = 1
+        self, images: Sequence[Any], labels: Sequence[str] | None = None, top_k: int = 1, **how: Any
     ) -> list[list[tuple[str, float]]]:
-        """For each picture its `top_k` best (label, cosine), best first, or all where there are fewer."""
+        """For each picture its `top_k` best (label, score), best first, or all where there are fewer.
+
+        `how`: rule and temperature, as of `answers`. Raises `BadInput`, naming the row, for what is no picture.
+        """
+        answers = self.answers(images, labels, top_k, **how)
+        for row, answer in enumerate(answers):
+            if "error" in answer:
+                raise BadInput(f"row {row}: {answer['error']}")
+        return [list(zip(answer["labels"], answer["scores"], strict=True)) for answer in answers]
+
+    def answers(
+        self,
+        items: Sequence[Any],
+        labels: Sequence[str] | None = None,
+        top_k: int = 1,
+        rule: str = "cosine",
+        temperature: float | None = None,
+        output: str = "labels",
+    ) -> list[dict[str, Any]]:
+        """For each item its ``labels`` and ``scores``, best first, or its ``embedding``, or the ``error`` in it.
+
+        An item is a picture file's content or its `Path`, or a text; of a model that takes vectors, they are the rows
+        of a float32 array. Scores are cosines, or of another of `RULES`; with a `temperature` softmax(scores /
+        temperature) over all class names. Raises `BadInput` for parameters that will not do, and no items.
+        """
         if top_k < 1:
             raise BadInput(f"top_k must be at least 1, not {top_k}")
+        for name, value, valid in (("rule", rule, RULES), ("output", output, OUTPUTS)):
+            if value not in valid:
+                raise BadInput(f"{name} '{value}' is none of {', '.join(valid)}")
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise BadInput(f"temperature must be above 0, not {temperature}")
         names = self.labels if labels is None else _names(labels)
-        scores = self.scores(images, names)
+        if len(items) == 0:
+            raise BadInput("the batch is empty: give at least one row")
+        if output == "labels":
+            self._fitted(names, rule)  # what is wrong with the parameters is said before anything is embedded
+        vectors, errors = self.embed(items)
+        if output == "embeddings":
+            return [{"error": errors[row]} if row in errors else {"embedding": v} for row, v in enumerate(vectors)]
+        scores = self._scores(vectors, names, rule)
+        if temperature is not None:
+            scores = np.exp((scores - scores.max(axis=1, keepdims=True)) / temperature)
+            scores /= scores.sum(axis=1, keepdims=True)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-        return [[(names[i], float(row[i])) for i in order] for row, order in zip(scores, best, strict=True)]
+        return [
+            {"error": errors[row]}
+            if row in errors
+            else {"labels": [names[i] for i in order], "scores": [float(scores[row, i]) for i in order]}
+            for row, order in enumerate(best)
+        ]
 
-    def scores(self, images: Sequence[bytes], labels: Sequence[str] | None = None) -> np.ndarray:
-        """Cosines (n, classes), float32. Raises `BadInput`, naming the row, for what is no picture."""
-        return self.embed_images(images) @ self.prototypes(labels).T
+    def scores(self, images: Sequence[Any], labels: Sequence[str] | None = None, rule: str = "cosine") -> np.ndarray:
+        """Cosines (n, classes), or scores of another rule. Raises `BadInput`, naming the row, for what is no picture."""
+        return self._scores(self.embed_images(images), self.labels if labels is None else _names(labels), rule)
 
     def prototypes(self, labels: Sequence[str] | None = None) -> np.ndarray:
         """Unit rows (classes, d) in the shared space; other class names than the stored are embedded."""
         names = self.labels if labels is None else _names(labels)
         return self._prototypes if names == self.labels else self._remembered(names)
 
-    def embed_images(self, images: Sequence[bytes]) -> np.ndarray:
-        """Picture files' content to unit vectors (n, d) in the shared space, in small batches."""
+    def embed_images(self, images: Sequence[Any]) -> np.ndarray:
+        """Picture files' content or paths to unit vectors (n, d) in the shared space."""
         if len(images) == 0:
             raise BadInput("no picture was given")
-        return np.concatenate(
-            [
-                self.embed_pixels(
-                    np.stack(
-                        [self.pixels(image, row) for row, image in enumerate(images[start : start + BATCH], start)]
-                    )
-                )
-                for start in range(0, len(images), BATCH)
-            ]
-        )
+        vectors, errors = self.embed(images)
+        for row in sorted(errors):
+            raise BadInput(f"row {row}: {errors[row]}")
+        return vectors
 
-    def pixels(self, image: bytes, row: int = 0) -> np.ndarray:
-        """One picture file's content as the network's uint8 RGB (size, size, 3); raises `BadInput` with the row."""
-        return _crop(decode(row, image), self.config["preprocess"])
+    def embed(self, items: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
+        """Unit vectors (n, d) of what `answers` takes, and by row why there is none: zeros stand there."""
+        vectors = np.zeros((len(items), self.prototypes().shape[1]), np.float32)
+        if isinstance(items, np.ndarray):
+            whole = np.isfinite(self._checked(items)).all(axis=1)
+            vectors[whole] = _unit(_run(self._source, items[whole]))
+            return vectors, dict.fromkeys(np.flatnonzero(~whole).tolist(), "the vector has values that are not finite")
+        errors: dict[int, str] = {}
+        texts = [row for row, item in enumerate(items) if isinstance(item, str)]
+        if texts:
+            try:
+                vectors[texts] = self.embed_texts([items[row] for row in texts])
+            except BadInput as error:
+                errors |= dict.fromkeys(texts, str(error))
+        pictures = [row for row, item in enumerate(items) if not isinstance(item, str)]
+
+        def run(start: int) -> None:
+            pixels = {}
+            for row in pictures[start : start + CHUNK]:
+                try:
+                    pixels[row] = self.pixels(items[row])
+                except BadInput as error:
+                    errors[row] = str(error)
+            if pixels:
+                vectors[list(pixels)] = self.embed_pixels(np.stack(list(pixels.values())))
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(threads.map(run, range(0, len(pictures), CHUNK)))
+        return vectors, errors
+
+    def _checked(self, vectors: np.ndarray) -> np.ndarray:
+        if self.takes != "vectors":
+            raise BadInput("this model takes pictures, not vectors")
+        width = self.config["dimensions"]["image"]
+        if vectors.dtype != np.float32 or vectors.shape[1:] != (width,):
+            raise BadInput(f"vectors must be float32 of shape (n, {width}), not {vectors.dtype} of {vectors.shape}")
+        return vectors
+
+    def pixels(self, image: bytes | Path) -> np.ndarray:
+        """One picture file as the network's uint8 RGB (size, size, 3); raises `BadInput`."""
+        if self.takes != "images":
+            raise BadInput(f"this model takes {self.takes}, not pictures")
+        return _crop(decode(image), self.config["preprocess"])
 
     def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels (n, size, size, 3) to unit vectors (n, d) in the shared space."""
@@ -175,11 +303,88 @@ class Model:
         units = self.embed_texts(prompts)
         return _unit(units.reshape(len(labels), -1, units.shape[1]).mean(axis=1))
 
+    def _scores(self, vectors: np.ndarray, names: tuple[str, ...], rule: str) -> np.ndarray:
+        cosines = vectors @ self.prototypes(names).T
+        slope, offset, *keys = self._fitted(names, rule)
+        if not keys:
+            return cosines if rule == "cosine" else slope * cosines + offset
+        # Mutual proximity: how likely a random class, and a random reference, are to be less near.
+        mean, covariance = keys
+        deviation = np.sqrt(np.maximum(np.sum((vectors @ covariance) * vectors, axis=1), np.finfo(np.float32).eps))
+        return _log_ndtr((cosines - (vectors @ mean)[:, None]) / deviation[:, None]) + _log_ndtr(
+            (cosines - offset) / slope
+        )
 
-def decode(row: int, data: bytes) -> Image.Image:
-    """A picture file's content as upright RGB, transparency on white; raises `BadInput`, naming the row."""
+    def _fit(self, names: tuple[str, ...], rule: str) -> tuple[Any, ...]:
+        """A rule's slope and offset by class; of mutual proximity deviations, means, and the moments of the classes."""
+        keys = self.prototypes(names)
+        if rule == "cosine":
+            return 1.0, 0.0
+        if self._references is None:
+            raise BadInput(f"this model has no references, which the rule '{rule}' needs: take 'cosine'")
+        if rule == "mutual_proximity":
+            if len(keys) < 2:
+                raise BadInput("the rule 'mutual_proximity' needs at least two class names")
+            (mean, covariance), moments = _moments(self._references), _moments(keys)
+            variance = np.sum((keys @ covariance) * keys, axis=1)
+            return np.sqrt(np.maximum(variance, np.finfo(np.float32).eps)), keys @ mean, *moments
+        near = keys @ self._references.T
+        if rule == "inverted_softmax":
+            return 1.0, _softmax_offsets(near, _choose(near))
+        nearest = np.partition(near, -min(NEIGHBOURS, near.shape[1]), axis=1)[:, -NEIGHBOURS:]
+        if rule == "csls":
+            return 2.0, -nearest.mean(axis=1)
+        scale = np.sqrt(np.maximum(2 - 2 * nearest[:, 0], np.finfo(np.float32).eps))
+        return 2 / scale, -(1 + np.sum(keys**2, axis=1)) / scale
+
+
+def _softmax_offsets(near: np.ndarray, b: float) -> np.ndarray:
+    """-log(mean over the references (columns) of exp(b cos)) / b, by class."""
+    top = near.max(axis=1, keepdims=True)
+    return -top[:, 0] - np.log(np.exp(b * (near - top)).mean(axis=1)) / b
+
+
+def _choose(near: np.ndarray) -> float:
+    """The inverse temperature by which every other reference finds the most evenly spread classes."""
+    entropies = []
+    for power in range(9):
+        found = np.argmax(near[:, 1::2] + _softmax_offsets(near[:, ::2], 2.0**power)[:, None], axis=0)
+        shares = np.unique(found, return_counts=True)[1] / len(found)
+        entropies.append(-np.sum(shares * np.log(shares)))
+    return 2.0 ** int(np.argmax(entropies))
+
+
+def _moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = rows.mean(axis=0, dtype=np.float64)
+    return mean, (rows - mean).T @ (rows - mean) / (len(rows) - 1)
+
+
+def _log_ndtr(z: np.ndarray) -> np.ndarray:
+    """The logarithm of the normal distribution function; far below zero by its asymptotic series."""
+    low = np.minimum(z, -10)
+    series = (
+        -(low**2) / 2 - np.log(-low) - math.log(2 * math.pi) / 2 + np.log1p(-(low**-2) + 3 * low**-4 - 15 * low**-6)
+    )
+    erfc = np.frompyfunc(math.erfc, 1, 1)(-np.maximum(z, -10) / math.sqrt(2)).astype(np.float64)
+    return np.where(z < -10, series, np.log(erfc / 2))
+
+
+def decode(data: bytes | Path) -> Image.Image:
+    """A picture file as upright RGB, transparency on white; raises `BadInput`.
+
+    Only a `Path` is opened, which no request over HTTP can bring: a string, or bytes that spell a path, is no picture.
+    """
+    if isinstance(data, Path):
+        try:
+            if not data.is_file():
+                raise ValueError("it is no file")
+            if (size := data.stat().st_size) > MAX_BYTES:
+                raise ValueError(f"it has {size / 1e6:,.0f} MB, more than the {MAX_BYTES / 1e6:,.0f} of a picture")
+            data = data.read_bytes()
+        except (OSError, ValueError) as error:
+            raise BadInput(str(error)) from None
     if not isinstance(data, bytes | bytearray | memoryview):
-        raise BadInput(f"row {row}: the content of a picture file is needed, as bytes, not {type(data).__name__}")
+        raise BadInput(f"the content of a picture file is needed, as bytes, not {type(data).__name__}")
     try:
         with Image.open(io.BytesIO(data)) as file:
             if file.width * file.height > MAX_PIXELS:
@@ -198,8 +403,10 @@ def decode(row: int, data: bytes) -> Image.Image:
             return picture.convert("RGB")
     except Exception as error:  # decoders of corrupt bytes raise nearly anything
         known = not isinstance(error, Image.UnidentifiedImageError)
-        why = str(error) if known else f"{len(data)} bytes of no known format"
-        raise BadInput(f"row {row}: the picture cannot be decoded ({why})") from None
+        why = (
+            (str(error).splitlines() or [type(error).__name__])[0] if known else f"{len(data)} bytes of no known format"
+        )
+        raise BadInput(f"the picture cannot be decoded ({why})") from None
 
 
 def _crop(picture: Image.Image, how: dict[str, Any]) -> np.ndarray:
@@ -243,9 +450,11 @@ def _tokenizer(folder: Path, max_length: int) -> Tokenizer:
     return tokenizer
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def _session(path: Path, alone: bool = True) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
+    if alone:  # pictures are spread over threads by `embed`
+        options.intra_op_num_threads = 1
     # Its fallback would print to stdout, and try the same again.
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
@@ -277,7 +486,7 @@ if "mlflow" in sys.modules:
     from mlflow.pyfunc.model import PythonModel
 
     class StitchedModel(PythonModel):
-        """The pyfunc: a column ``image`` of picture files' content in, one row a picture out."""
+        """The pyfunc: columns ``image`` (binary) or ``text`` (string), or float32 vectors, in; a row each out."""
 
         def __init__(self) -> None:
             # By folder: MLflow hands over the model through a global, so two threads that load at the same
@@ -292,22 +501,45 @@ if "mlflow" in sys.modules:
         def predict(
             self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
         ) -> pd.DataFrame:
-            """Columns ``label`` and ``score``, the best class and its cosine.
+            """Columns ``label`` and ``score``, the best class; or ``embedding``; ``error`` where a row has one.
 
-            `params`: ``labels``, the class names (default: the stored ones); ``top_k``: above 1 the lists
-            ``labels`` and ``scores``, best first, come beside them.
+            `params`: ``labels``, the class names (default: the stored ones); ``top_k``: above 1 the lists ``labels``
+            and ``scores``, best first, come beside them; ``rule``, ``temperature`` and ``output`` as of
+            `Model.answers`. Texts have embeddings only. A `Path` among the pictures is opened; no request has one.
             """
-            images = list(model_input["image"] if hasattr(model_input, "columns") else model_input)
-            given = params or {}
-            top_k = int(given.get("top_k", 1))
+            given = {name: value for name, value in (params or {}).items() if value is not None}
             try:
-                best = self._models[context.artifacts["stitched"]].predict(images, given.get("labels"), top_k)
+                items = _items(model_input, given.get("output"))
+                answers = self._models[context.artifacts["stitched"]].answers(items, **given)
+                if all("error" in answer for answer in answers):
+                    raise BadInput(f"row 0: {answers[0]['error']}")
             except BadInput as error:
                 raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
-            answer = pd.DataFrame([row[0] for row in best], columns=["label", "score"])
-            if top_k > 1:
-                answer["labels"] = [[label for label, _ in row] for row in best]
-                answer["scores"] = [[score for _, score in row] for row in best]
-            return answer
+            for answer in answers:
+                if "labels" in answer:
+                    answer |= {"label": answer["labels"][0], "score": answer["scores"][0]}
+            names = ["embedding"] if given.get("output") == "embeddings" else ["label", "score"]
+            names += ["labels", "scores"] if given.get("top_k", 1) > 1 and len(names) > 1 else []
+            names += ["error"] if any("error" in answer for answer in answers) else []
+            table = pd.DataFrame(answers, columns=names)
+            # JSON knows null, but no NaN.
+            return table.astype(object).where(table.notna(), None) if "error" in names else table
+
+    def _items(given: Any, output: str | None) -> Any:
+        """The rows of a request: vectors as they are, else one picture or text each."""
+        if not isinstance(given, pd.DataFrame):
+            return given
+        if "text" in given and output != "embeddings":
+            raise BadInput(
+                "this model labels pictures: a text has an embedding (params: output 'embeddings'), no label"
+            )
+        if ("image" in given) == ("text" in given):
+            # MLflow has dropped other columns, and their rows with them.
+            found = "pictures and texts are not answered together" if "image" in given else "there is no row"
+            raise BadInput(f"{found}: give a column 'image' of picture files' content, or 'text' for embeddings")
+        if "text" in given:
+            return [text if isinstance(text, str) else None for text in given["text"]]
+        # A string among the pictures must not become a text, or a path.
+        return [image.encode() if isinstance(image, str) else image for image in given["image"]]
 
     mlflow.models.set_model(StitchedModel())

@@ -1,14 +1,18 @@
-"""The embedding store: content-addressed, sharded, memory-mapped, atomic, checksummed, resumable."""
+"""The embedding store: content-addressed, sharded, memory-mapped, atomic, checksummed, resumable, local or at a URL."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,20 @@ from filelock import FileLock
 from align import Space
 from align.files import write_atomically
 from registry.errors import BadItem, UserError
+from registry.home import home
+from registry.migration import migrate
+from registry.remote import Remote
 
-FORMAT = 1
+FORMAT = 2
 """Version of the store's layout; it is part of every path, so that formats never mix."""
 
 SHARD_ROWS = 512
 """Items a shard: what a killed run loses at most."""
+
+FETCHES = 8
+"""Shards that are fetched from a URL at once."""
+
+Embed = Callable[[range], tuple[np.ndarray, list[int], list[tuple[str, str]]]]
 
 
 class DamagedEntry(UserError):
@@ -51,71 +63,192 @@ class Identity:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard that is whole on disk."""
+    """One shard that is whole."""
 
     rows: int
+    dimension: int
     sha256: str
+    bytes: int
     keys: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     """Items left out, with the reason."""
 
+    @classmethod
+    def read(cls, content: bytes) -> Shard | None:
+        """From a side file; None where it is none."""
+        try:
+            kept = json.loads(content)
+            skipped = tuple((key, why) for key, why in kept["skipped"])
+            return cls(*(kept[name] for name in ("rows", "dimension", "sha256", "bytes")), tuple(kept["keys"]), skipped)
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def array_name(number: int, sha256: str) -> str:
+    """The name of a shard's array. Writers that cannot see each other's lock never overwrite another's content."""
+    return f"{number:05d}-{sha256[:16]}.npy"
+
+
+def side_name(number: int) -> str:
+    return f"{number:05d}.json"
+
+
+def _json(content: Any, indent: int | None = None) -> bytes:
+    return json.dumps(content, indent=indent).encode()
+
+
+def _is_whole(path: Path, sha256: str, size: int, *, verify: bool) -> bool:
+    try:
+        if path.stat().st_size != size:
+            return False
+        if not verify:
+            return True
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except FileNotFoundError:
+        return False
+
 
 class EmbeddingStore:
-    """Embeddings under a folder, shared by runs and processes.
+    """Embeddings under a folder or an fsspec URL, shared by runs, processes and machines.
 
-    An entry is ``<root>/v1/<key[:2]>/<key>/``: shards ``00000.npy`` with their keys and checksum in
-    ``00000.json``, and ``manifest.json``, written last. An entry without a manifest is unfinished: the next
-    writer goes on from its whole shards.
+    An entry is ``<root>/v2/<key[:2]>/<key>/``: for each shard ``00000-<checksum>.npy``, then ``00000.json`` with
+    its keys; ``keys-<checksum>.json`` with those of all shards; and ``manifest.json``, written last. An entry without
+    a manifest is unfinished: the next writer goes on from its whole shards.
+
+    Parameters
+    ----------
+    root : a folder (also one that machines share), or a URL such as ``s3://bucket/suture``.
+    cache : with a URL, the local folder that is memory-mapped; by default the store under SUTURE_HOME.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | Path, cache: str | Path | None = None) -> None:
+        place = str(root).removeprefix("file://")
+        self.remote = Remote(place) if "://" in place else None
+        self.root = Path(place) if self.remote is None else Path(cache or home() / "store")
+
+    @classmethod
+    def default(cls) -> EmbeddingStore:
+        """The store at SUTURE_STORE (a folder or a URL), or under SUTURE_HOME."""
+        return cls(os.environ.get("SUTURE_STORE") or home() / "store")
+
+    @property
+    def place(self) -> str:
+        """The folder or URL, for another process to open the same store."""
+        return str(self.root.absolute()) if self.remote is None else self.remote.url
 
     def folder(self, key: str) -> Path:
-        """Where the entry lies, or will."""
+        """Where the entry lies, or will, on this machine."""
+        return self.root / self._path(key)
+
+    @staticmethod
+    def _path(key: str) -> str:
         if len(key) != 32 or not set(key) <= set("0123456789abcdef"):
             raise UserError(f"'{key}' is no store key: expected 32 hex digits")
-        return self.root / f"v{FORMAT}" / key[:2] / key
+        return f"v{FORMAT}/{key[:2]}/{key}"
+
+    def _read(self, key: str, name: str) -> bytes | None:
+        """A file of an entry, from here or else from the URL."""
+        try:
+            return (self.folder(key) / name).read_bytes()
+        except FileNotFoundError:
+            return None if self.remote is None else self.remote.read(f"{self._path(key)}/{name}")
 
     def __contains__(self, key: str) -> bool:
-        return (self.folder(key) / "manifest.json").is_file()
+        migrate(self, key)
+        return self._read(key, "manifest.json") is not None
 
     def entries(self) -> Iterator[str]:
-        """The keys of all finished entries."""
-        for manifest in sorted(self.root.glob(f"v{FORMAT}/??/*/manifest.json")):
-            yield manifest.parent.name
+        """The keys of all finished entries, here and at the URL."""
+        for old in sorted(self.root.glob("v1/??/*")):
+            migrate(self, old.name)
+        found = {manifest.parent.name for manifest in self.root.glob(f"v{FORMAT}/??/*/manifest.json")}
+        if self.remote is not None:
+            remote = self.remote
+            with ThreadPoolExecutor(FETCHES) as pool:
+                prefixes = pool.map(lambda prefix: remote.sizes(f"v{FORMAT}/{prefix}"), remote.sizes(f"v{FORMAT}"))
+                keys = sorted({key for prefix in prefixes for key in prefix} - found)
+                paths = pool.map(lambda key: remote.read(f"{self._path(key)}/manifest.json"), keys)
+                found |= {key for key, manifest in zip(keys, paths, strict=True) if manifest is not None}
+        yield from sorted(found)
 
     def manifest(self, key: str) -> dict[str, Any]:
-        """What is known of a finished entry: identity, dimension, shards, rows, skipped items."""
-        path = self.folder(key) / "manifest.json"
+        """What is known of a finished entry: identity, dimension, shards, rows, bytes, created, skipped items."""
+        migrate(self, key)
+        content = self._read(key, "manifest.json")
+        if content is None:
+            raise UserError(f"the store has no finished entry {key}")
         try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            raise UserError(f"the store has no finished entry {key}") from None
+            return json.loads(content)
         except ValueError:
+            path = self.folder(key) / "manifest.json"
             raise DamagedEntry(f"{path} is damaged: remove the folder {path.parent} and run again") from None
 
     def open(self, key: str, name: str = "", *, verify: bool = True) -> Space:
-        """The entry as a memory-mapped space.
+        """The entry as a memory-mapped space; what lies at a URL is fetched first.
 
         Raises `UserError` where there is none, `DamagedEntry` where a shard is not what was written
-        (`verify` reads every byte once).
+        (`verify` reads every byte once; what is fetched always is verified).
         """
-        folder, manifest = self.folder(key), self.manifest(key)
-        keys: list[str] = []
-        shards = []
-        for number, expected in enumerate(manifest["shards"]):
-            shard = self._shard(folder, number, verify=verify)
-            if shard is None or shard.sha256 != expected:
-                raise DamagedEntry(f"shard {number} of {folder} is missing or damaged: remove the folder and run again")
-            keys += shard.keys
-            if shard.rows:
-                shards.append(np.load(folder / f"{number:05d}.npy", mmap_mode="r", allow_pickle=False))
+        manifest = self.manifest(key)
+        stated = manifest["keys"]
+        listed = self._have(key, f"keys-{stated['sha256'][:16]}.json", stated, "the list of keys", verify=True)
+        keys = json.loads(listed.read_bytes())
+
+        def have(number: int) -> Path:
+            return self._shard_path(key, manifest, number, verify=verify)
+
+        numbers = range(len(manifest["shards"]))
+        if self.remote is None:
+            paths = list(map(have, numbers))
+        else:
+            with ThreadPoolExecutor(FETCHES) as pool:
+                paths = list(pool.map(have, numbers))
+            if not (self.folder(key) / "manifest.json").exists():
+                # Last: with it, the entry is known to be here as a whole.
+                write_atomically(self.folder(key) / "manifest.json", _json(manifest, 1))
+        shards = [
+            np.load(path, mmap_mode="r", allow_pickle=False)
+            for path, shard in zip(paths, manifest["shards"], strict=True)
+            if shard["rows"]
+        ]
         return Space(name or manifest["identity"]["encoder"], keys, shards, fingerprint=key)
+
+    def take(self, key: str, rows: np.ndarray) -> np.ndarray:
+        """The vectors (len(rows), d) at these row numbers of a finished entry; only the shards that hold them are read."""
+        manifest = self.manifest(key)
+        out = np.empty((len(rows), manifest["dimension"]), manifest["identity"]["dtype"])
+        first = 0
+        for number, shard in enumerate(manifest["shards"]):
+            inside = (rows >= first) & (rows < first + shard["rows"])
+            if inside.any():
+                path = self._shard_path(key, manifest, number, verify=False)
+                out[inside] = np.load(path, mmap_mode="r", allow_pickle=False)[rows[inside] - first]
+            first += shard["rows"]
+        return out
+
+    def _shard_path(self, key: str, manifest: dict[str, Any], number: int, *, verify: bool) -> Path:
+        shard = manifest["shards"][number]
+        return self._have(key, array_name(number, shard["sha256"]), shard, f"shard {number}", verify=verify)
+
+    def _have(self, key: str, name: str, stated: dict[str, Any], what: str, *, verify: bool) -> Path:
+        """A file of an entry on this machine, fetched where it is not; `DamagedEntry` where it is nowhere whole."""
+        path = self.folder(key) / name
+        if _is_whole(path, stated["sha256"], stated["bytes"], verify=verify):
+            return path
+        place = str(path.parent)
+        if self.remote is not None:
+            content = self.remote.read(f"{self._path(key)}/{name}")
+            if content is not None and hashlib.sha256(content).hexdigest() == stated["sha256"]:
+                write_atomically(path, content)
+                return path
+            place = f"{self.remote.url}/{self._path(key)}"
+        raise DamagedEntry(f"{what} of {place} is missing or damaged: remove the folder and run again")
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """Hold the entry for writing; another writer of the same entry waits, and then finds it finished."""
+        """Hold the entry for writing; another writer of the same folder waits, and then finds it finished."""
+        migrate(self, key)
         folder = self.folder(key)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
@@ -125,7 +258,7 @@ class EmbeddingStore:
         self,
         identity: Identity,
         keys: Sequence[str],
-        embed: Callable[[range], tuple[np.ndarray, list[int], list[tuple[str, str]]]],
+        embed: Embed,
         *,
         progress: Callable[[int], None] = lambda rows: None,
         details: dict[str, Any] | None = None,
@@ -143,83 +276,159 @@ class EmbeddingStore:
 
         Raises what `embed` raises, and OSError (a full disk): whole shards stay, and the next call goes on.
         """
+
+        def here(missing: dict[int, range]) -> Iterator[int]:
+            for number, rows in missing.items():
+                self.write_shard(identity, number, keys, *embed(rows))
+                yield number
+
+        return self.gather(identity, keys, here, progress=progress, details=details)
+
+    def gather(
+        self,
+        identity: Identity,
+        keys: Sequence[str],
+        make: Callable[[dict[int, range]], Iterable[int]],
+        *,
+        progress: Callable[[int], None] = lambda rows: None,
+        details: dict[str, Any] | None = None,
+    ) -> str:
+        """As `write`, with missing shards made by whoever `make` asks.
+
+        `make` is called once with the rows of each missing shard by its number, sees to it that `write_shard` is called
+        for each (in any order, by any process that has this store), and gives each number when that is done.
+        """
         key = identity.key
         with self.lock(key):
-            if key in self:
+            manifest = f"{self._path(key)}/manifest.json"
+            if (self.root / manifest).exists() if self.remote is None else self.remote.read(manifest):
                 progress(len(keys))
                 return key
-            folder, begun = self.folder(key), time.perf_counter()
-            shards, fresh = [], 0
+            begun = time.perf_counter()
+            shards: dict[int, Shard] = {}
+            missing: dict[int, range] = {}
+            sent = {} if self.remote is None else self.remote.sizes(self._path(key))
             for number, start in enumerate(range(0, len(keys), SHARD_ROWS)):
-                wanted = range(start, min(start + SHARD_ROWS, len(keys)))
-                shard = self._shard(folder, number, verify=True)
+                rows = range(start, min(start + SHARD_ROWS, len(keys)))
+                shard = self.shard(key, number, sent)
                 if shard is None:
-                    shard = self._write_shard(folder, number, keys, *embed(wanted), dtype=identity.dtype)
-                    fresh += shard.rows
+                    missing[number] = rows
                 else:
-                    progress(len(wanted))
-                shards.append(shard)
-            if not any(shard.rows for shard in shards):
-                reason = next((why for shard in shards for _, why in shard.skipped), "it has none")
+                    shards[number] = shard
+                    progress(len(rows))
+            for number in make(missing) if missing else ():
+                made = Shard.read(self._read(key, side_name(number)) or b"")
+                if made is None:
+                    raise UserError(
+                        f"shard {number} of {key} was made elsewhere and is not at {self.place}: give all machines one "
+                        "store, a shared folder or a URL, by SUTURE_STORE"
+                    )
+                shards[number] = made
+            ordered = [shards[number] for number in sorted(shards)]
+            if not any(shard.rows for shard in ordered):
+                reason = next((why for shard in ordered for _, why in shard.skipped), "it has none")
                 raise UserError(f"no item of the data set could be embedded by {identity.encoder}: {reason}")
-            manifest = {
-                "format": FORMAT,
-                "identity": asdict(identity),
-                "details": {**(details or {}), "seconds": time.perf_counter() - begun if fresh == len(keys) else None},
-                "rows": sum(shard.rows for shard in shards),
-                "dimension": self._dimension(folder, shards),
-                "shards": [shard.sha256 for shard in shards],
-                "skipped": [skipped for shard in shards for skipped in shard.skipped],
-            }
-            write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+            alone = len(missing) == len(ordered)
+            seconds = {"seconds": time.perf_counter() - begun if alone else None}
+            self.finish(key, asdict(identity), ordered, {**(details or {}), **seconds})
         return key
 
-    @staticmethod
-    def _dimension(folder: Path, shards: list[Shard]) -> int:
-        widths = {
-            np.load(folder / f"{number:05d}.npy", mmap_mode="r", allow_pickle=False).shape[1]
-            for number, shard in enumerate(shards)
-            if shard.rows
-        }
-        if len(widths) != 1:
-            raise UserError(f"the encoder gave vectors of different dimensions: {sorted(widths)}")
-        return int(widths.pop())
+    def shard(self, key: str, number: int, sent: dict[str, int] | None = None) -> Shard | None:
+        """The shard if it is whole, else None; one that is whole here and not at the URL is sent there.
 
-    @staticmethod
-    def _write_shard(
-        folder: Path,
+        `sent` are the sizes of the entry's files at the URL, where they are known for many shards at once.
+        """
+        folder, path = self.folder(key), self._path(key)
+        try:
+            content = (folder / side_name(number)).read_bytes()
+        except FileNotFoundError:
+            content = b""
+        shard = Shard.read(content)
+        if shard is not None:
+            array = array_name(number, shard.sha256)
+            if _is_whole(folder / array, shard.sha256, shard.bytes, verify=True):
+                if self.remote is None:
+                    return shard
+                same = sent.get(array) == shard.bytes if sent is not None else False
+                if not same and self.remote.read(f"{path}/{side_name(number)}") != content:
+                    self._send(key, array, (folder / array).read_bytes())
+                    self._send(key, side_name(number), content)
+                return shard
+        if self.remote is None or (sent is not None and side_name(number) not in sent):
+            return None
+        # A side file is sent after its array.
+        return Shard.read(self.remote.read(f"{path}/{side_name(number)}") or b"")
+
+    def write_shard(
+        self,
+        identity: Identity,
         number: int,
         keys: Sequence[str],
         vectors: np.ndarray,
         rows: list[int],
         skipped: list[tuple[str, str]],
-        *,
-        dtype: str,
     ) -> Shard:
-        vectors = np.ascontiguousarray(vectors, dtype=dtype)
+        """Store one shard of an entry: `vectors` (m, d) of the m row numbers `rows`; see `write`. Raises `BadItem` for NaN."""
+        vectors = np.ascontiguousarray(vectors, dtype=identity.dtype)
         if vectors.shape[0] != len(rows):
             raise UserError(f"the encoder gave {vectors.shape[0]} vectors for {len(rows)} items")
         if bad := [row for row, vector in zip(rows, vectors, strict=True) if not np.isfinite(vector).all()]:
             raise BadItem(keys[bad[0]], f"its embedding holds NaN or infinity (and {len(bad) - 1} more like it)")
-        content = io.BytesIO()
-        np.save(content, vectors, allow_pickle=False)
-        data = content.getvalue()
-        shard = Shard(len(rows), hashlib.sha256(data).hexdigest(), tuple(keys[row] for row in rows), tuple(skipped))
-        write_atomically(folder / f"{number:05d}.npy", data)
-        write_atomically(folder / f"{number:05d}.json", json.dumps(asdict(shard)).encode())
+        file = io.BytesIO()
+        np.save(file, vectors, allow_pickle=False)
+        data, key = file.getvalue(), identity.key
+        shard = Shard(
+            len(rows), vectors.shape[1], hashlib.sha256(data).hexdigest(), len(data), tuple(keys[row] for row in rows), tuple(skipped)
+        )  # fmt: skip
+        files = {array_name(number, shard.sha256): data, side_name(number): _json(asdict(shard))}
+        for name, content in files.items():
+            write_atomically(self.folder(key) / name, content)
+        # Whole here first: where the URL does not answer, the next call sends it without embedding again.
+        for name, content in files.items():
+            self._send(key, name, content)
         return shard
 
-    @staticmethod
-    def _shard(folder: Path, number: int, *, verify: bool) -> Shard | None:
-        """The shard if it is whole on disk, else None."""
-        array, side = folder / f"{number:05d}.npy", folder / f"{number:05d}.json"
-        try:
-            kept = json.loads(side.read_text())
-            shard = Shard(kept["rows"], kept["sha256"], tuple(kept["keys"]), tuple(map(tuple, kept["skipped"])))
-            if verify:
-                with array.open("rb") as file:
-                    whole = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
-                return shard if whole else None
-            return shard if array.is_file() else None
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
+    def _send(self, key: str, name: str, content: bytes) -> None:
+        if self.remote is not None:
+            self.remote.write(f"{self._path(key)}/{name}", content)
+
+    def finish(
+        self,
+        key: str,
+        identity: dict[str, Any],
+        shards: list[Shard],
+        details: dict[str, Any],
+        created: datetime | None = None,
+    ) -> None:
+        """Write the list of keys and the manifest of an entry whose shards are all there."""
+        widths = {shard.dimension for shard in shards if shard.rows}
+        if len(widths) != 1:
+            raise UserError(f"the encoder gave vectors of different dimensions: {sorted(widths)}")
+        keys = _json([item for shard in shards for item in shard.keys])
+        digest = hashlib.sha256(keys).hexdigest()
+        manifest = {
+            "format": FORMAT,
+            "created": (created or datetime.now(UTC)).isoformat(timespec="seconds"),
+            "identity": identity,
+            "details": details,
+            "rows": sum(shard.rows for shard in shards),
+            "bytes": sum(shard.bytes for shard in shards) + len(keys),
+            "dimension": widths.pop(),
+            "shards": [{"rows": shard.rows, "bytes": shard.bytes, "sha256": shard.sha256} for shard in shards],
+            "keys": {"bytes": len(keys), "sha256": digest},
+            "skipped": [skipped for shard in shards for skipped in shard.skipped],
+        }
+        for name, content in ((f"keys-{digest[:16]}.json", keys), ("manifest.json", _json(manifest, 1))):
+            # The URL last: what is finished there is finished for all.
+            write_atomically(self.folder(key) / name, content)
+            self._send(key, name, content)
+
+    def remove(self, key: str) -> None:
+        """Remove an entry, finished or not, here and at the URL; first of all what says that it is finished."""
+        with self.lock(key):
+            if self.remote is not None:
+                self.remote.remove(f"{self._path(key)}/manifest.json")
+                self.remote.remove(self._path(key))
+            folder = self.folder(key)
+            (folder / "manifest.json").unlink(missing_ok=True)
+            shutil.rmtree(folder)

@@ -29,6 +29,11 @@ CHUNK = 8
 TEXT_INPUTS = ("input_ids", "attention_mask")
 
 
+def granted() -> int | None:
+    """The threads that SUTURE_THREADS grants this process, or None for all cores: several may share a machine."""
+    return int(os.environ.get("SUTURE_THREADS") or 0) or None
+
+
 class _OnnxEncoder:
     """What both modalities share: the identity, and a session made by the first `embed`."""
 
@@ -64,7 +69,7 @@ class _OnnxEncoder:
     def _session(self) -> InferenceSession:
         # Pictures are spread over threads by `embed`; texts leave the cores to ONNX Runtime.
         alone = self.modality == "image" and self._providers == ["CPUExecutionProvider"]
-        return open_session(self.onnx_path(), self._providers, threads=1 if alone else 0)
+        return open_session(self.onnx_path(), self._providers, threads=1 if alone else granted() or 0)
 
     def _run(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
         output = self._session.get_outputs()[0].name
@@ -107,7 +112,7 @@ class OnnxImages(_OnnxEncoder):
         def run(start: int) -> np.ndarray:
             return self._run({name: self.preprocess(batch[start : start + CHUNK])})  # type: ignore[arg-type]
 
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(granted() or os.cpu_count()) as threads:
             return np.concatenate(list(threads.map(run, range(0, len(batch), CHUNK))))
 
 

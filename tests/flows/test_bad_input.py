@@ -47,13 +47,14 @@ def whole(home: Path) -> list[int]:
     from registry.store import EmbeddingStore
 
     found = []
-    for folder in (home / "store" / "v1").glob("??/*"):
+    for folder in (home / "store" / "v2").glob("??/*"):
         names = {path.name for path in folder.iterdir()} - {".lock", "manifest.json"}
-        shards = sorted(name for name in names if name.endswith(".json"))
-        assert names == {*shards, *(name.replace(".json", ".npy") for name in shards)}
-        for number in range(len(shards)):
-            assert EmbeddingStore._shard(folder, number, verify=True) is not None
-        found.append(len(shards))
+        arrays = sorted(name for name in names if name.endswith(".npy"))
+        lists = {name for name in names if name.startswith("keys-")}
+        assert names == {*lists, *arrays, *(f"{name[:5]}.json" for name in arrays)}
+        for number in range(len(arrays)):
+            assert EmbeddingStore(home / "store").shard(folder.name, number) is not None
+        found.append(len(arrays))
     return sorted(found)
 
 

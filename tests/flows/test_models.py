@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry import promotion, stitched
+from registry import registered, stitched
 from tests.flows.conftest import (
     COMMAND,
     ROOT,
@@ -159,7 +159,7 @@ def test_pictures_folders_and_texts_are_answered_and_a_bad_one_has_its_error(
     assert "cannot be decoded" in rows[1]["error"]
     assert "score" not in rows[1]
     assert [row["label"] for row in rows[3:]] == ["a face", "some food"]
-    model = stitched.load(promotion.find("latest"))
+    model = stitched.load(registered.find("latest"))
     expected = model.scores([(files / name).read_bytes() for name in ("a.png", "c.png")], ["a face", "some food"])
     for row, scores in zip((rows[0], rows[2]), expected, strict=True):
         assert row["scores"] == pytest.approx(sorted(scores, reverse=True), rel=1e-4)
@@ -190,9 +190,56 @@ def test_a_data_set_in_parquet_is_answered_row_by_row(runs: list[dict[str, Any]]
 
     table = pyarrow.parquet.read_table(pictures)
     images = [value["bytes"] for value in table["image"].to_pylist()]
-    expected = stitched.load(promotion.find("latest")).predict(images)
+    expected = stitched.load(registered.find("latest")).predict(images)
     assert [row["label"] for row in rows] == [row[0][0] for row in expected]
     np.testing.assert_allclose([row["score"] for row in rows], [row[0][1] for row in expected], rtol=1e-4)
+
+
+def test_a_whole_data_set_is_answered_into_a_file(
+    runs: list[dict[str, Any]], main: Main, pictures: Path, tmp_path: Path
+) -> None:
+    import datasets
+    import pyarrow.parquet
+
+    saved = datasets.Dataset.from_parquet(str(pictures), cache_dir=str(tmp_path / "cache"))
+    assert isinstance(saved, datasets.Dataset)
+    few = saved.select(range(40)).rename_column("image", "photo")
+    few.save_to_disk(str(tmp_path / "saved"))
+    where = ("--dataset", tmp_path / "saved", "--column", "photo")
+    for name in ("answers.parquet", "answers.jsonl"):
+        code, out, err = main("predict", "latest", *where, "--out", tmp_path / name, "--top-k", "2")
+        assert (code, err) == (0, "")
+        assert "40 answers in" in out
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    table = pyarrow.parquet.read_table(tmp_path / "answers.parquet")
+    assert [row["input"] for row in rows] == [f"{tmp_path / 'saved'}:{row}" for row in range(40)]
+    images = [row["image"]["bytes"] for row in pyarrow.parquet.read_table(pictures).slice(0, 40).to_pylist()]
+    expected = stitched.load(registered.find("latest")).predict(images, top_k=2)
+    assert [row["labels"] for row in rows] == [[label for label, _ in row] for row in expected]
+    assert table["labels"].to_pylist() == [row["labels"] for row in rows]
+    for column in ("label", "input"):
+        assert table[column].to_pylist() == [row[column] for row in rows]
+    np.testing.assert_allclose(table["scores"].to_pylist(), [[s for _, s in row] for row in expected], rtol=1e-4)
+    before = (tmp_path / "answers.parquet").read_bytes()
+    out_ = ("--out", tmp_path / "answers.parquet")
+    for words, part in (
+        ((*where, "--split", "tets", *out_), "unknown split"),
+        (("--dataset", tmp_path / "saved", *out_), "name one by --column"),
+        ((*where, "--out", tmp_path / "saved" / "answers.parquet"), "is among what is read"),
+        ((tmp_path / "answers.parquet", *out_), "is among what is read"),
+        ((*where, "--out", tmp_path / "answers.csv"), "unknown format"),
+        ((tmp_path, *where), "either inputs"),
+        ((), "either inputs"),
+        ((tmp_path, "--column", "photo"), "of a --dataset"),
+        ((*where, "--rule", "cosin", *out_), "cosin"),
+        ((*where, "--temperature", "0", *out_), "temperature must be above 0"),
+    ):
+        code, out, err = main("predict", "latest", *words)
+        assert (code, out) == (2, ""), words
+        assert part in err
+        assert err.count("\n") == 1
+    assert (tmp_path / "answers.parquet").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "answers.parquet", "cache", "saved"]
 
 
 def test_a_better_model_is_promoted_with_its_evidence_and_rolled_back(runs: list[dict[str, Any]], main: Main) -> None:
@@ -281,7 +328,7 @@ def test_it_is_served_over_http_and_bad_requests_are_refused(runs: list[dict[str
         wait_until("it answered", lambda: answers(f"{url}/ping"), server)
         picture = (files / "a.png").read_bytes()
         good = {"image": base64.b64encode(picture).decode()}
-        model = stitched.load(promotion.find("latest"))
+        model = stitched.load(registered.find("latest"))
         status, answer = post(f"{url}/invocations", {"dataframe_records": [good, good]})
         assert status == 200
         ((label, score),) = model.predict([picture])[0]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from registry.report import _tree, html, pictures
+from registry.pictures import _tree, pictures
+from registry.report import html
 
 NAMES = ["pairs_by_maps.png", "similarity.png", "projection.png", "scores.png"]
 MAPS = {

@@ -6,10 +6,12 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,12 @@ def vectors(rows: range) -> np.ndarray:
 
 def embed(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
     return vectors(rows), list(rows), []
+
+
+def array(store: EmbeddingStore, key: str, number: int) -> Path:
+    """The file that holds a shard's vectors."""
+    (path,) = store.folder(key).glob(f"{number:05d}-*.npy")
+    return path
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -162,7 +170,7 @@ def test_skipped_items_are_named(tmp_path: Path) -> None:
 def test_damage_is_found_and_named(tmp_path: Path, damage: str) -> None:
     store = EmbeddingStore(tmp_path)
     key = store.write(WHO, KEYS, embed)
-    shard = store.folder(key) / "00001.npy"
+    shard = array(store, key, 1)
     data = bytearray(shard.read_bytes())
     if damage == "flip":
         data[-3] ^= 1
@@ -179,7 +187,7 @@ def test_a_damaged_shard_of_an_unfinished_entry_is_made_again(tmp_path: Path) ->
     store = EmbeddingStore(tmp_path)
     key = store.write(WHO, KEYS, embed)
     (store.folder(key) / "manifest.json").unlink()
-    (store.folder(key) / "00002.npy").write_bytes(b"garbage")
+    array(store, key, 2).write_bytes(b"garbage")
     store.write(WHO, KEYS, embed)
     np.testing.assert_array_equal(np.concatenate(list(store.open(key).blocks())), vectors(range(N)))
 
@@ -259,7 +267,139 @@ def test_the_manifest_is_plain_json_with_a_format(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path)
     key = store.write(WHO, KEYS, embed)
     manifest = json.loads((store.folder(key) / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["rows"] == N
+    assert manifest["bytes"] == sum(
+        path.stat().st_size for path in store.folder(key).iterdir() if path.suffix == ".npy" or path.name[:4] == "keys"
+    )
+    assert datetime.now(UTC) - datetime.fromisoformat(manifest["created"]) < timedelta(minutes=1)
     assert manifest["dimension"] == 5
-    assert "v1" in store.folder(key).parts
+    assert "v2" in store.folder(key).parts
+
+
+# --- format 1: `data/store_v1` was written by the package that had it, with shards of 8 rows
+
+V1 = Path(__file__).parent / "data" / "store_v1"
+UNFINISHED = Identity("unfinished", "w" * 64, "as is", "numpy 2", "d" * 64, "image")
+
+
+def of_v1(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+    """What was embedded then: item 5 was corrupt."""
+    kept = [row for row in rows if row != 5]
+    made = np.stack([np.random.default_rng(row).standard_normal(3).astype(np.float32) for row in kept])
+    return made, kept, [("item-5", "corrupt")] if 5 in rows else []
+
+
+@pytest.fixture
+def old_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(store_module, "SHARD_ROWS", 8)
+    return shutil.copytree(V1, tmp_path / "store")
+
+
+def check_migrated(root: Path) -> None:
+    """Both entries are there with the vectors that were stored then; the unfinished one is gone on from."""
+    store = EmbeddingStore(root)
+    assert list(store.entries()) == [WHO.key]
+    space = store.open(WHO.key)
+    np.testing.assert_array_equal(np.concatenate(list(space.blocks())), of_v1(range(20))[0])
+    assert list(space.keys) == [f"item-{i}" for i in range(20) if i != 5]
+    manifest = store.manifest(WHO.key)
+    assert manifest["format"] == 2
+    assert manifest["details"]["licence"] == "MIT"
+    assert manifest["skipped"] == [["item-5", "corrupt"]]
+    asked: list[int] = []
+
+    def goes_on(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        asked.append(rows.start)
+        return of_v1(rows)
+
+    store.write(UNFINISHED, [f"item-{i}" for i in range(20)], goes_on)
+    assert asked == [16]
+    np.testing.assert_array_equal(np.concatenate(list(store.open(UNFINISHED.key).blocks())), of_v1(range(20))[0])
+    assert not list(root.glob("v1/??/*"))
+
+
+def test_a_store_of_format_1_is_read_without_embedding_again(old_store: Path) -> None:
+    written = old_store / "v1" / WHO.key[:2] / WHO.key / "manifest.json"
+    os.utime(written, (1e9, 1e9))
+    assert WHO.key in EmbeddingStore(old_store)
+    assert EmbeddingStore(old_store).manifest(WHO.key)["created"] == "2001-09-09T01:46:40+00:00"
+    check_migrated(old_store)
+
+
+def test_a_damaged_shard_of_format_1_is_made_again_and_no_other(old_store: Path) -> None:
+    (old_store / "v1" / WHO.key[:2] / WHO.key / "00001.json").write_text("{")
+    store, asked = EmbeddingStore(old_store), []
+    assert WHO.key not in store
+
+    def again(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        asked.append(rows.start)
+        return of_v1(rows)
+
+    store.write(WHO, [f"item-{i}" for i in range(20)], again)
+    assert asked == [8]
+
+
+BREAKS_OFF = """
+import os, sys
+sys.path.insert(0, {root!r})
+steps = 0
+def counted(real):
+    def call(*given, **named):
+        global steps
+        steps += 1
+        if steps == {step}:
+            os._exit(9)
+        return real(*given, **named)
+    return call
+for name in ("link", "replace", "rename", "rmdir", "unlink"):
+    setattr(os, name, counted(getattr(os, name)))
+from registry.store import EmbeddingStore
+print(list(EmbeddingStore({place!r}).entries()))
+"""
+
+
+def test_a_migration_that_breaks_off_anywhere_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "SHARD_ROWS", 8)
+    root, codes = str(Path(__file__).parents[2]), []
+    for step in (1, 2, 5, 6, 8, 9, 10, 12, 15, 18, 1000):
+        place = shutil.copytree(V1, tmp_path / str(step))
+        code = BREAKS_OFF.format(root=root, step=step, place=str(place))
+        codes.append(subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode)
+        check_migrated(place)
+    assert codes == [9] * 10 + [0]
+
+
+def _migrate(place: str) -> None:
+    assert list(EmbeddingStore(place).entries()) == [WHO.key]
+    assert len(EmbeddingStore(place).open(WHO.key)) == 19
+
+
+def test_two_migrate_at_once(old_store: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_migrate, args=(str(old_store),)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    check_migrated(old_store)
+
+
+def test_rows_are_taken_from_their_shards_alone(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    key = store.write(WHO, KEYS, embed)
+    array(store, key, 2).unlink()
+    rows = np.array([3 * SHARD_ROWS + 1, 4, SHARD_ROWS, 4])
+    np.testing.assert_array_equal(store.take(key, rows), np.concatenate([vectors(range(r, r + 1)) for r in rows]))
+    with pytest.raises(DamagedEntry, match="shard 2"):
+        store.take(key, np.array([2 * SHARD_ROWS]))
+
+
+def test_a_removed_entry_is_gone_and_can_be_written_again(tmp_path: Path) -> None:
+    store = EmbeddingStore(f"file://{tmp_path}")
+    key = store.write(WHO, KEYS, embed)
+    store.remove(key)
+    assert key not in store
+    assert not store.folder(key).exists()
+    assert len(store.open(store.write(WHO, KEYS, embed))) == N

@@ -1,0 +1,70 @@
+"""What every room of the command line shares: the application, where it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows import environment
+
+environment.prepare()
+
+from registry.errors import UserError  # noqa: E402
+
+USER_ERROR, UNAVAILABLE, INTERRUPTED = 2, 3, 130
+"""Exit codes: the message says what to mend; results are kept but MLflow did not answer; stopped by Ctrl-C."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Stitch pretrained models together: align embedding spaces, score the result honestly, ship the stitched model.",
+    epilog="Exit codes: 0 done, 2 something to mend (one line says what), 3 MLflow did not answer (results are kept), "
+    "130 stopped. Everything is kept under SUTURE_HOME (default ~/.suture).",
+)
+out, err = Console(), Console(stderr=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="The MLflow that has the models, where not the default one.",
+    ),
+]
+
+
+def main() -> None:
+    """Run a command; an error that the user can mend is one line, without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(getattr(error, "exit_code", USER_ERROR))
+    except OSError as error:
+        import errno
+
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
+            raise
+        err.print(
+            f"error: {error.strerror} ({error.filename or 'while writing'}): what is finished is kept; "
+            "free some space or set SUTURE_HOME to another disk, and run again",
+            style="red", markup=False, soft_wrap=True,
+        )  # fmt: skip
+        sys.exit(USER_ERROR)
+
+
+def print_json(content: Any) -> None:
+    """Print for machines."""
+    print(json.dumps(content, indent=1))
+
+
+def wide(table: Table, width: int) -> None:
+    """Print a table as wide as it needs where nobody's terminal would wrap it."""
+    (out if out.is_terminal else Console(width=width)).print(table)

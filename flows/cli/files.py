@@ -1,0 +1,245 @@
+"""On a user's own files: `suture fit`, `suture compare`, `suture translate` and `suture upgrade`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from flows.cli.app import Json, app, err, out, print_json, wide
+from registry.errors import UserError, unknown
+
+
+@app.command(epilog="Example: suture fit old.npy new.npy --map procrustes --param scale=true --out map/")
+def fit(
+    source: Annotated[Path, typer.Argument(help="Vectors: .npy, .npz, .safetensors or .parquet.")],
+    target: Annotated[Path, typer.Argument(help="Vectors of the same items in the other space.")],
+    out_: Annotated[Path, typer.Option("--out", "-o", help="The folder to save the map in.")],
+    map_: Annotated[str, typer.Option("--map", help="One of  suture list maps.")] = "ridge",
+    param: Annotated[
+        list[str] | None, typer.Option(help="name=value, a constructor argument; may be repeated.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Fit a map between two files of vectors; rows are paired by their keys where both files have keys."""
+    from registry import vectors
+
+    fitted, used = vectors.fit_files(source, target, map_, _parameters(param or []))
+    try:
+        fitted.save(out_)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if json_:
+        print_json({"map": map_, "out": str(out_), "rows": used, "report": fitted.report_})
+        return
+    for warning in fitted.report_.get("warnings", []):
+        err.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+    facts = ", ".join(f"{k} {v:.4g}" for k, v in fitted.report_.items() if isinstance(v, int | float))
+    out.print(f"{map_} fitted on {used:,} rows ({facts}), saved in {out_}", soft_wrap=True)
+
+
+def _parameters(given: list[str]) -> dict[str, Any]:
+    import yaml
+
+    parameters = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--param takes name=value, got '{item}'")
+        parameters[name.strip()] = yaml.safe_load(value)
+    return parameters
+
+
+@app.command(epilog="Example: suture compare old.npy new.npy, or suture compare 20260101 latest")
+def compare(
+    first: Annotated[str, typer.Argument(help="A file of vectors, or a run.")],
+    second: Annotated[str, typer.Argument(help="Vectors of the same items, or another run of the same pairs.")],
+    measure: Annotated[list[str] | None, typer.Option(help="Of  suture list measures; may be repeated.")] = None,
+    items: Annotated[int, typer.Option(min=4, help="Of more items than this as many are drawn.")] = 4000,
+    json_: Json = False,
+) -> None:
+    """Say how alike two files of vectors are and how healthy each is; or which of two runs is better, score by score."""
+    if not Path(first).exists() and not Path(second).exists():
+        _compare_runs(first, second, json_)
+        return
+    from align.measures import MEASURES
+    from align.measures import health as health_of
+    from registry import compare as comparing
+
+    for name in measure or ():
+        if name not in MEASURES:
+            raise unknown("measure", name, MEASURES)
+    paths = Path(first), Path(second)
+    found = comparing.compare_files(*paths, measures=tuple(measure or comparing.MEASURES), items=items)
+    if json_:
+        print_json(found)
+        return
+    drawn = "" if found["items"] == found["common"] else f" ({found['items']:,} drawn)"
+    table = Table(
+        *("similarity", "value", "95 % interval", "closer", "shuffled", "p", "q"),
+        title=f"{first} and {second}: {found['common']:,} common items{drawn}", title_justify="left",
+    )  # fmt: skip
+    for one in found["similarity"]:
+        for row, way in ((one, ""), (one["reverse"], ", backwards")):
+            if row is None:
+                continue
+            table.add_row(
+                row["measure"] + way, f"{row['value']:.3f}", f"{row['low']:.3f} - {row['high']:.3f}",
+                "larger" if MEASURES[row["measure"]].larger_is_closer else "smaller", f"{row['null_mean']:.3f}",
+                f"{row['p_value']:.3f}", f"{one['q_value']:.3f}",
+            )  # fmt: skip
+    out.print(table)
+    table = Table("health", "healthy", *(path.name for path in paths))
+    for name in comparing.HEALTH:
+        cells = (found["health"][str(path)][name] for path in paths)
+        texts = [f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]" for cell in cells]
+        table.add_row(name, health_of.HEALTH[name].healthy, *(escape(text) for text in texts))
+    out.print(table)
+    notes = [f"{one['measure']}: {note}" for one in found["similarity"] for note in one["warnings"]]
+    notes += [
+        f"{path}: {one['warning']}" for path, of in found["health"].items() for one in of.values() if one["warning"]
+    ]
+    for note in dict.fromkeys(notes):
+        err.print(f"warning: {note}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _compare_runs(first: str, second: str, json_: bool) -> None:
+    from registry.compare import compare_runs
+    from registry.results import load_run
+
+    runs = [load_run(name) for name in (first, second)]
+    rows = compare_runs(*runs)
+    if json_:
+        print_json(rows)
+        return
+    called = [row for row in rows if row["q_value"] < 0.05]
+    table = Table(
+        *("pair", "map", "rule", "split", "score", "first", "second", "gain [95 % interval]", "p", "q"),
+        title=f"{runs[1]['id']} against {runs[0]['id']}: {len(rows)} scores of the same items", title_justify="left",
+    )  # fmt: skip
+    for row in called or rows[:10]:
+        table.add_row(
+            f"{row['source']} -> {row['target']}", row["map"], row["rule"], row["split"],
+            f"{row['task']} {row['metric']}", f"{row['first']:.3f}", f"{row['second']:.3f}",
+            escape(f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"),
+            f"{row['p_value']:.4f}", f"{row['q_value']:.4f}",
+        )  # fmt: skip
+    wide(table, 170)
+    better = sum(row["difference"] > 0 for row in called)
+    out.print(
+        f"{better} better and {len(called) - better} worse at q < 0.05 of {len(rows)} scores"
+        + ("" if called else "; the ten with the smallest p are shown")
+    )
+
+
+@app.command(epilog="Example: suture translate map/ stored.npy --out translated.npy")
+def translate(
+    map_: Annotated[Path, typer.Argument(help="A folder that  suture fit  saved.", metavar="MAP")],
+    vectors_: Annotated[Path, typer.Argument(help="Vectors of the source space.", metavar="VECTORS")],
+    out_: Annotated[Path, typer.Option("--out", "-o", help="Where to write; the ending says the format.")],
+    json_: Json = False,
+) -> None:
+    """Translate stored vectors into the target space, in blocks; keys are kept.
+
+    Files are .npy, .npz, .safetensors, .parquet, .arrow or .feather, any into any. Stopped in the middle it goes on
+    when it is started again.
+    """
+    from registry import vectors
+
+    with Progress(console=err, disable=json_ or not err.is_terminal) as progress:
+        bar = progress.add_task("translate", total=None)
+        rows, dimension = vectors.translate_file(
+            map_, vectors_, out_, lambda done, total: progress.update(bar, completed=done, total=total)
+        )
+    if json_:
+        print_json({"rows": rows, "dimension": dimension, "out": str(out_)})
+    else:
+        out.print(f"{rows:,} vectors of {dimension} dimensions in {out_}", soft_wrap=True)
+
+
+@app.command(epilog="Example: suture upgrade --old old.npy --new new.npy --labels classes.json --out maps/")
+def upgrade(
+    old: Annotated[str, typer.Option(help="The old model's vectors: a file, or with --data an encoder.")],
+    new: Annotated[str, typer.Option(help="The new model's vectors of the same items, or an encoder.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Classes: .json (by key, or a list in the order of the rows) or .txt.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="One of  suture list datasets, embedded by both encoders.")] = None,
+    column: Annotated[str | None, typer.Option(help="The column of --data to embed.")] = None,
+    map_: Annotated[
+        list[str] | None, typer.Option("--map", help="Only this candidate; may be repeated. By default six compete.")
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="The share of items that only report.")] = 0.3,
+    out_: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to save both maps in.")] = None,
+    json_: Json = False,
+) -> None:
+    """Replace an embedding model without re-indexing: fit maps both ways, and say what each keeps of a new index."""
+    from registry import upgrade as upgrades
+
+    if (data is None) != (column is None):
+        raise UserError("--data and --column go together: which data set, and which column of it to embed")
+    if out_ is not None and out_.exists() and not out_.is_dir():
+        raise UserError(f"--out {out_} is a file: name a folder")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=json_ or not err.is_terminal) as progress:
+        bar = progress.add_task("reading", total=None)
+        options: dict[str, Any] = {
+            "held_out": held_out,
+            "candidates": map_ or upgrades.CANDIDATES,
+            "progress": lambda what: progress.update(bar, description=what),
+        }
+        if data is not None and column is not None:
+            if labels is not None:
+                raise UserError("--labels are for files: a data set has its own")
+            made = upgrades.upgrade_encoders(old, new, data, column, **options)
+        else:
+            classes = None if labels is None else upgrades.read_labels(labels)
+            made = upgrades.upgrade_files(Path(old), Path(new), classes, **options)
+    if out_ is not None:
+        made.save(out_)
+    if json_:
+        print_json(made.report)
+        return
+    _show_upgrade(made.report)
+    if out_ is not None:
+        out.print(
+            f"maps saved: suture translate {out_ / 'index'} STORED -o NEW moves what is stored, and {out_ / 'query'} "
+            "takes new queries to the old index",
+            soft_wrap=True,
+        )
+
+
+def _show_upgrade(report: dict[str, Any]) -> None:
+    scores = {(s["setting"], s["relevant"], s["metric"]): s for s in report["scores"]}
+    names = {"recall_at_1": "R@1", "recall_at_10": "R@10", "map": "mAP"}
+    kinds = list(dict.fromkeys((s["relevant"], s["metric"]) for s in report["scores"]))
+    table = Table(
+        title=f"{report['old']['name']} -> {report['new']['name']}: value [95 % interval], share of new/new; "
+        f"{report['held_out']:,} held-out items, maps of {report['anchors']:,} anchors",
+        title_justify="left",
+    )
+    for column in ("queries", "index", *(f"{names[metric]}, {relevant}" for relevant, metric in kinds)):
+        table.add_column(column)
+    for setting in dict.fromkeys(s["setting"] for s in report["scores"]):
+        found = [scores[setting, *kind] for kind in kinds]
+        cells = [
+            f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
+            + (f" {s['share']:.0%}" if s["share"] is not None else "")
+            for s in found
+        ]
+        table.add_row(found[0]["queries"], found[0]["index"], *(escape(cell) for cell in cells))
+    wide(table, 190)
+    for relevant, meaning in report["relevant"].items():
+        out.print(f"{relevant}: {meaning}", style="dim", soft_wrap=True)
+    ways = Table("way", "map", "us a query", "us in batches", "cross-validated mAP of the candidates")
+    for way, of_way in report["ways"].items():
+        ways.add_row(
+            way, of_way["map"], f"{of_way['microseconds']:.0f}", f"{of_way['microseconds_in_batches']:.1f}",
+            ", ".join(f"{name} {value:.3f}" for name, value in of_way["cross_validated_map"].items()),
+        )  # fmt: skip
+    wide(ways, 190)
+    out.print(f"advice: {report['advice']}", markup=False, soft_wrap=True)

@@ -1,0 +1,149 @@
+"""Make runs: `suture run` and `suture record`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flows import environment
+from flows.cli.app import INTERRUPTED, Json, app, err, out, print_json
+from flows.cli.tables import score_table
+from registry.errors import UserError
+
+
+@app.command(epilog="Example: suture run configs/quickstart.yaml --dry-run")
+def run(
+    config: Annotated[Path | None, typer.Argument(help="A YAML file; the quickstart where none is given.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Say what would be computed, how long and how large, and stop.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Embed, fit, evaluate, and record a run; what is stored already is not computed again."""
+    from flows.config import load_config
+
+    loaded = load_config(config)
+    if dry_run:
+        _dry_run(loaded, json_)
+        return
+    environment.make_home()
+    from prefect.exceptions import TerminationSignal
+    from prefect.settings import PREFECT_API_URL
+
+    from flows import recovery, schedules
+    from flows.align_spaces import WATCH, Cancelled, align_spaces, new_run
+    from registry.record import default_tracking_uri, warm_up
+
+    tracking = loaded.mlflow.tracking_uri or default_tracking_uri()
+    # Prefect's server takes seconds to start in its own process; MLflow gets ready in the meantime.
+    threading.Thread(target=warm_up, args=(tracking,), daemon=True).start()
+
+    if PREFECT_API_URL.value():
+        # A server that is away, or wants another password, is said now and in one line.
+        with schedules.api() as client:
+            client.hello()
+
+    def stop(*_: Any) -> None:
+        if WATCH.stop.is_set():
+            raise KeyboardInterrupt
+        WATCH.stop.set()
+        err.print("stopping after the current batch; what is finished is kept (again to stop at once)", soft_wrap=True)
+
+    recovery.sweep_quietly(lambda line: err.print(line, markup=False, soft_wrap=True), all_=False)
+    started = new_run(loaded)
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with Progress(*columns, console=err, disable=json_ or not err.is_terminal) as progress:
+            bars: dict[str, Any] = {}
+
+            def total(phase: str, number: int) -> None:
+                bars[phase] = progress.add_task(phase, total=number)
+
+            WATCH.total = total
+            WATCH.advance = lambda phase, steps: progress.advance(bars[phase], steps) if phase in bars else None
+            run_id = align_spaces(loaded, started)
+    except (Cancelled, KeyboardInterrupt, TerminationSignal) as error:
+        stopped = UserError(str(error) or "stopped: what is finished is kept, run again to go on")
+        stopped.exit_code = INTERRUPTED  # type: ignore[attr-defined]
+        raise stopped from None
+    finally:
+        WATCH.stop.clear()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    _show_run(run_id, json_)
+
+
+def _dry_run(config: Any, json_: bool) -> None:
+    from flows import plan
+
+    planned = plan.plan(config)
+    if json_:
+        print_json(planned)
+        return
+    table = Table("space", "encoder", "items", "state", "seconds", "MB", title=f"{config.name}: what would be embedded")
+    for space in planned["spaces"]:
+        table.add_row(
+            space["name"], space["encoder"], f"{space['items']:,}", "stored" if space["stored"] else "to do",
+            "" if space["stored"] else f"{space['seconds']:.0f}", f"{space['bytes'] / 1e6:.1f}",
+        )  # fmt: skip
+    out.print(table)
+    done, pairs = planned["evaluations"]["stored"], planned["evaluations"]["all"]
+    out.print(f"pairs x splits to evaluate: {pairs - done} of {pairs} ({done} stored)")
+    out.print(f"estimate: {planned['seconds']:.0f} s, {planned['bytes'] / 1e6:.0f} MB to write ({planned['basis']})")
+
+
+def _show_run(run_id: str, json_: bool) -> None:
+    from registry.results import load_run, runs_folder
+
+    made = load_run(run_id)
+    if json_:
+        print_json(
+            {"run": run_id, "seconds": made["seconds"], "timings": made["timings"], "champion": made["champion"]}
+        )
+        return
+    score_table(made, None, None, False)
+    best = made["champion"]
+    if best and best["uri"]:
+        out.print(
+            f"champion by cross-validation on the anchors: {best['source']} -> {best['target']} by {best['map']} "
+            f"({best['metric']} {best['value']:.3f}), registered as [bold]{best['uri']}[/bold]"
+        )
+        if best.get("promotion"):
+            out.print(best["promotion"], markup=False, highlight=False, soft_wrap=True)
+    out.print(f"report: {runs_folder() / run_id / 'report.html'}", soft_wrap=True)
+    out.print(f"run {run_id} in {made['seconds']:.0f} s. Next: suture ui, or suture show {run_id} --all")
+
+
+@app.command(epilog="Example: suture record latest")
+def record(
+    run: Annotated[str, typer.Argument(help="A run's id, the beginning of it, or 'latest'.")],
+    tracking_uri: Annotated[str | None, typer.Option(help="Another MLflow than the configuration's.")] = None,
+    json_: Json = False,
+) -> None:
+    """Send a kept run to MLflow: after a server did not answer, or to another one."""
+    from flows import recording
+    from flows.config import RunConfig
+    from registry.results import load_run
+
+    kept = load_run(run)
+    config = RunConfig.model_validate(kept["config"])
+    if tracking_uri is not None:
+        config = config.model_copy(update={"mlflow": config.mlflow.model_copy(update={"tracking_uri": tracking_uri})})
+    parent, uri = recording.send(config, kept["id"])
+    if json_:
+        print_json({"run": kept["id"], "mlflow_run": parent, "champion": uri})
+    else:
+        out.print(f"recorded {kept['id']} as MLflow run {parent}" + (f", champion {uri}" if uri else ""))

@@ -1,0 +1,343 @@
+"""Is everything there that runs need? Services, versions, disk, permissions, clock; and what to do where it is not."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlparse
+
+from flows.config import RunConfig
+from flows.logs import redact
+from flows.notify import webhook
+from registry import lease
+from registry.errors import UserError, one_line
+from registry.home import home
+from registry.record import default_tracking_uri
+from registry.registered import open_registry
+from registry.store import EmbeddingStore
+
+State = Literal["OK", "WARN", "FAIL"]
+ROOM = {"FAIL": 0.5e9, "WARN": 5e9}
+"""Bytes that are free; with less a run stops, or soon will."""
+SKEW = {"WARN": 5.0, "FAIL": 60.0}
+"""Seconds between this clock and a service's."""
+TIMEOUT = 5.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was looked at, what it is, and what to do where that is not right."""
+
+    name: str
+    state: State
+    says: str
+    do: str = ""
+
+
+class _Clock:
+    """What the services' answers say of the time."""
+
+    def __init__(self) -> None:
+        self.skews: dict[str, float] = {}
+
+
+def diagnose(config: RunConfig | None = None) -> list[Check]:
+    """Look at everything that a run of this configuration needs; nothing is changed. Never raises for what it finds."""
+    clock = _Clock()
+    checks: list[Check] = []
+    parts: list[tuple[str, Callable[[], Iterator[Check]]]] = [
+        ("packages", _packages),
+        ("disk", _disk),
+        ("mlflow", lambda: _mlflow(config, clock)),
+        ("prefect", lambda: _prefect(clock)),
+        ("databases", lambda: _databases(config, clock)),
+        ("dask", lambda: _dask(config)),
+        ("webhook", _webhook),
+        ("runs", _runs),
+        ("clock", lambda: _clock(clock)),
+    ]
+    for name, part in parts:
+        try:
+            checks += part()
+        except Exception as error:  # A check that breaks is a finding, and the others go on.
+            checks.append(Check(name, "FAIL", f"{type(error).__name__}: {one_line(error)}"))
+    return [Check(one.name, one.state, redact(one.says), one.do) for one in checks]
+
+
+def exit_code(checks: list[Check]) -> int:
+    """0: all is well, 1: warnings, 2: something must be mended."""
+    states = {one.state for one in checks}
+    return 2 if "FAIL" in states else 1 if "WARN" in states else 0
+
+
+def _packages() -> Iterator[Check]:
+    """This package's own requirements, by what is installed."""
+    from packaging.requirements import Requirement
+
+    wrong = 0
+    for line in requires("suture") or ():
+        one = Requirement(line)
+        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = version(one.name)
+        except PackageNotFoundError:
+            installed = None
+        if installed is None or not one.specifier.contains(installed, prereleases=True):
+            wrong += 1
+            said = f"{installed or 'not installed'}, and {one.specifier or 'any version'} is needed"
+            yield Check(one.name, "FAIL", said, f"pip install '{one.name}{one.specifier}' -c constraints.txt")
+    names = ("suture", "prefect", "mlflow", "torch", "fastapi")
+    if not wrong:
+        yield Check("packages", "OK", ", ".join(f"{name} {version(name)}" for name in names))
+
+
+def _disk() -> Iterator[Check]:
+    """Room and permissions where runs are kept."""
+    places = {"SUTURE_HOME": home()}
+    store = EmbeddingStore.default()
+    if not store.root.absolute().is_relative_to(home()):
+        places["store"] = store.root
+    for name, folder in places.items():
+        there = folder
+        while not there.exists():
+            there = there.parent
+        try:
+            # Modes do not tell everything: of a file system mounted for reading, say, or of the administrator.
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            do = (
+                f"mend its owner, mode or mount, or set {'SUTURE_STORE' if name == 'store' else name} to another folder"
+            )
+            yield Check(name, "FAIL", f"{folder} cannot be written to: {error.strerror}", do)
+            continue
+        free = shutil.disk_usage(there).free
+        state: State = "FAIL" if free < ROOM["FAIL"] else "WARN" if free < ROOM["WARN"] else "OK"
+        do = "" if state == "OK" else "free some space:  suture gc  says what is not needed"
+        yield Check(f"{name} space", state, f"{folder}: {free / 1e9:.1f} GB free", do)
+        inodes = os.statvfs(there)
+        if inodes.f_files and inodes.f_favail < 0.02 * inodes.f_files:
+            said = f"{folder}: {inodes.f_favail:,} of {inodes.f_files:,} inodes free"
+            yield Check(
+                f"{name} inodes", "FAIL" if inodes.f_favail < 1000 else "WARN", said, "remove small files there"
+            )
+        mode = there.stat().st_mode
+        if there == folder and mode & 0o002:
+            yield Check(f"{name} mode", "WARN", f"{folder} can be written to by everybody", f"chmod o-w {folder}")
+    if store.remote is not None:
+        try:
+            store.remote.sizes("v0")
+            yield Check("store", "OK", f"{store.place} answers")
+        except UserError as error:
+            yield Check("store", "FAIL", str(error), "start the object store, or mend SUTURE_STORE and its keys")
+
+
+def _get(url: str, clock: _Clock, name: str, *, auth: str | None = None, body: Any = None) -> tuple[int, Any]:
+    """Status and JSON (or text) of an answer; raises OSError where there is none."""
+    headers = {"Content-Type": "application/json"}
+    if auth:
+        headers["Authorization"] = "Basic " + base64.b64encode(auth.encode()).decode()
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=TIMEOUT) as answer:
+            status, content, sent = answer.status, answer.read(), answer.headers.get("Date")
+    except urllib.error.HTTPError as error:
+        status, content, sent = error.code, error.read(), error.headers.get("Date")
+    if sent:
+        clock.skews[name] = (datetime.now(UTC) - parsedate_to_datetime(sent)).total_seconds()
+    try:
+        return status, json.loads(content)
+    except ValueError:
+        return status, content.decode(errors="replace").strip()
+
+
+def _mlflow(config: RunConfig | None, clock: _Clock) -> Iterator[Check]:
+    uri = (config.mlflow.tracking_uri if config else os.environ.get("MLFLOW_TRACKING_URI")) or default_tracking_uri()
+    if not uri.startswith("http"):
+        yield from _mlflow_database(uri)
+        return
+    try:
+        _get(f"{uri.rstrip('/')}/health", clock, "mlflow")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        yield Check("mlflow", "FAIL", f"{uri} does not answer ({reason})", "start it, or mend mlflow.tracking_uri")
+        return
+    who = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    auth = f"{who}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}" if who else None
+    status, served = _get(f"{uri.rstrip('/')}/version", clock, "mlflow", auth=auth)
+    own = version("mlflow")
+    same = status != 200 or str(served).split(".")[:2] == own.split(".")[:2]
+    yield Check(
+        "mlflow version", "OK" if same else "WARN",
+        f"{uri} has {served if status == 200 else 'not said which'}, here is {own}",
+        "" if same else "give both the same: a client may ask for what a server does not know",
+    )  # fmt: skip
+    try:
+        with open_registry(uri) as (mlflow, _):
+            mlflow.search_experiments(max_results=1)
+        yield Check("mlflow access", "OK", f"{uri} lets us in")
+    except UserError as error:
+        do = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; see the server's log: its database may need  mlflow db upgrade"
+        yield Check("mlflow access", "FAIL", str(error), do)
+    status, _ = _get(f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1", clock, "mlflow")
+    if status == 200 and not _loopback(uri):
+        yield Check("mlflow password", "WARN", f"{uri} lets everybody in", "start it with  --app-name basic-auth")
+
+
+def _mlflow_database(uri: str) -> Iterator[Check]:
+    """The schema of a database that MLflow's client opens by itself."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        yield Check("mlflow", "OK", f"{uri}: the first run makes it")
+        return
+    import sqlalchemy
+    from mlflow.store.db.utils import _get_latest_schema_revision, _get_schema_version
+
+    try:
+        engine = sqlalchemy.create_engine(uri)
+        found, wanted = _get_schema_version(engine), _get_latest_schema_revision()
+        engine.dispose()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        yield Check("mlflow", "FAIL", f"{uri} cannot be opened: {one_line(error)}", "mend mlflow.tracking_uri")
+        return
+    if found == wanted:
+        yield Check("mlflow schema", "OK", f"{uri} has the schema of mlflow {version('mlflow')}")
+    else:
+        do = f"back it up, then  mlflow db upgrade {redact(uri)}  if it is older; install the newer mlflow if it is not"
+        yield Check(
+            "mlflow schema", "FAIL", f"{uri} has the schema {found}, mlflow {version('mlflow')} wants {wanted}", do
+        )
+
+
+def _prefect(clock: _Clock) -> Iterator[Check]:
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        yield Check("prefect", "OK", "no server is configured: each run starts one of its own")
+        return
+    url, secret = url.rstrip("/"), PREFECT_API_AUTH_STRING.value()
+    auth = getattr(secret, "get_secret_value", lambda: secret)()
+    try:
+        status, served = _get(f"{url}/admin/version", clock, "prefect", auth=auth)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        yield Check("prefect", "FAIL", f"{url} does not answer ({reason})", "start it, or mend PREFECT_API_URL")
+        return
+    if status in (401, 403):
+        yield Check("prefect access", "FAIL", f"{url} refused", "set PREFECT_API_AUTH_STRING to its user:password")
+        return
+    own = version("prefect")
+    same = str(served).split(".")[:2] == own.split(".")[:2]
+    yield Check(
+        "prefect", "OK" if same else "WARN", f"{url} has {served}, here is {own}",
+        "" if same else "give both the same: upgrade the server first, then the workers",
+    )  # fmt: skip
+    if not _loopback(url) and _get(f"{url}/admin/version", clock, "prefect")[0] == 200:
+        yield Check("prefect password", "WARN", f"{url} lets everybody in", "set PREFECT_SERVER_API_AUTH_STRING there")
+    _, pools = _get(f"{url}/work_pools/filter", clock, "prefect", auth=auth, body={"limit": 200})
+    if not pools:
+        yield Check("work pool", "OK", "none yet: a worker or a schedule makes it")
+    for pool in pools:
+        place = f"{url}/work_pools/{urllib.parse.quote(pool['name'])}/workers/filter"
+        _, workers = _get(place, clock, "prefect", auth=auth, body={"limit": 200})
+        living = [one for one in workers if one.get("status") == "ONLINE"]
+        seen = max((one["last_heartbeat_time"] for one in workers if one.get("last_heartbeat_time")), default="never")
+        said = f"{pool['name']}: {len(living)} of {len(workers)} workers live, last heartbeat {seen}"
+        if pool.get("is_paused"):
+            yield Check("work pool", "WARN", f"{pool['name']} is paused", f"prefect work-pool resume '{pool['name']}'")
+        ok = bool(living)
+        yield Check("workers", "OK" if ok else "WARN", said, "" if ok else "start one:  suture worker")
+
+
+def _loopback(url: str) -> bool:
+    return urlparse(url).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _databases(config: RunConfig | None, clock: _Clock) -> Iterator[Check]:
+    """PostgreSQL, where an address of this process names one."""
+    uris = {
+        "mlflow database": (config.mlflow.tracking_uri if config else None)
+        or os.environ.get("MLFLOW_BACKEND_STORE_URI"),
+        "prefect database": os.environ.get("PREFECT_SERVER_DATABASE_CONNECTION_URL")
+        or os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL"),
+    }
+    for name, uri in uris.items():
+        if not uri or not uri.startswith("postgresql"):
+            continue
+        try:
+            import psycopg2
+        except ImportError:
+            yield Check(name, "FAIL", "psycopg2 is not installed", "pip install 'suture[services]'")
+            continue
+        place = urlparse(uri)
+        given = {"host": place.hostname, "port": place.port, "dbname": place.path.lstrip("/") or None}
+        given |= {"user": place.username, "password": unquote(place.password) if place.password else None}
+        try:
+            connection = psycopg2.connect(
+                connect_timeout=int(TIMEOUT), **{key: value for key, value in given.items() if value}
+            )
+        except psycopg2.OperationalError as error:
+            yield Check(name, "FAIL", one_line(error), "start PostgreSQL, or mend the address, user and password")
+            continue
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("select current_setting('server_version'), extract(epoch from clock_timestamp())")
+                served, now = cursor.fetchone()
+            clock.skews[name] = time.time() - float(now)
+            yield Check(name, "OK", f"PostgreSQL {served} answers")
+        finally:
+            connection.close()
+
+
+def _dask(config: RunConfig | None) -> Iterator[Check]:
+    address = config.compute.dask if config else None
+    if address is None or address == "local":
+        return
+    place = urlparse(address)
+    try:
+        with socket.create_connection((place.hostname or "", place.port or 0), timeout=TIMEOUT):
+            yield Check("dask", "OK", f"{address} listens")
+    except OSError as error:
+        yield Check("dask", "FAIL", f"{address} does not answer ({error})", "start the scheduler, or mend compute.dask")
+
+
+def _webhook() -> Iterator[Check]:
+    try:
+        said = "a webhook is told" if webhook() else "none: nobody is told of changes and failures"
+        yield Check("webhook", "OK", said)
+    except UserError as error:
+        yield Check("webhook", "FAIL", str(error), "mend SUTURE_WEBHOOK_URL or the file that it names")
+
+
+def _runs() -> Iterator[Check]:
+    broken = lease.dead() if lease.folder().is_dir() else []
+    living = lease.alive() if lease.folder().is_dir() else []
+    if broken:
+        names = ", ".join(one.run for one in broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+        yield Check("runs", "WARN", f"broke off: {names}", "a worker takes them up again:  suture worker")
+    else:
+        yield Check("runs", "OK", f"{len(living)} at work, none broke off")
+
+
+def _clock(clock: _Clock) -> Iterator[Check]:
+    if not clock.skews:
+        return
+    name, skew = max(clock.skews.items(), key=lambda item: abs(item[1]))
+    state: State = "FAIL" if abs(skew) > SKEW["FAIL"] else "WARN" if abs(skew) > SKEW["WARN"] else "OK"
+    do = "" if state == "OK" else "set both clocks by NTP: leases and schedules go by them"
+    yield Check("clock", state, f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {name}", do)

@@ -1,0 +1,363 @@
+"""Runs on a schedule: Prefect deployments of one flow, `scheduled_run`, and the worker that works them.
+
+A deployment names a configuration's file, which is read again at each run: what is changed there counts from the next
+run on. Its name is the configuration's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+from prefect import flow, runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, FlowFilterName, FlowRunFilter
+from prefect.client.schemas.objects import (
+    ConcurrencyLimitConfig,
+    ConcurrencyLimitStrategy,
+    State,
+    StateType,
+    VersionInfo,
+)
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelled, Cancelling, Completed, Scheduled
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.align_spaces import WATCH, WORKERS, align_spaces, new_run
+from flows.config import load_config
+from registry.errors import UserError, one_line, unknown
+from registry.results import load_run, run_ids
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import DeploymentResponse
+
+POOL = "suture"
+FLOW = "scheduled-run"
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+# --- the flow
+
+
+@flow(
+    name=FLOW,
+    task_runner=ThreadPoolTaskRunner(max_workers=WORKERS),  # type: ignore[arg-type]
+    validate_parameters=False,
+    persist_result=False,
+)
+def scheduled_run(config: str, version: str = "", folder: str = "") -> State[str]:
+    """Run the configuration in this file once; the same scheduled time is the same run, whoever works on it.
+
+    `version` is the package's that made the schedule ('': any); relative paths in the configuration start at `folder`.
+
+    Raises `UserError` for what the user can mend. A run that a newer one has made superfluous ends Cancelled.
+    """
+    check_version(version)
+    if newer := superseded():
+        return Cancelled(message=f"missed, and made up for by the run '{newer.name}', which began later")
+    try:
+        os.chdir(folder or ".")
+    except OSError as error:
+        raise UserError(f"the schedule's folder {folder} cannot be used: {error.strerror}") from None
+    loaded = load_config(config)
+    run = new_run(loaded)
+    due, of = runtime.flow_run.scheduled_start_time, runtime.deployment.id or runtime.flow_run.id
+    run["id"] = f"{due.astimezone(UTC):%Y%m%d-%H%M%S}-{loaded.name}-{str(of)[:6]}"
+    if run["id"] in run_ids() and load_run(run["id"]).get("mlflow_run"):
+        return Completed(message=f"run {run['id']} was complete already")
+    WATCH.stop.clear()
+    # Not a flow run of its own: what breaks off is one run to take up again.
+    return Completed(message=f"run {align_spaces.fn(loaded, run)}")
+
+
+def check_version(made_by: str) -> None:
+    """Raise `UserError` where a schedule was made by another version of the package than this one."""
+    here = version("suture")
+    if made_by and made_by != here:
+        raise UserError(
+            f"the schedule was made by suture {made_by}, and this worker has {here}: upgrade the older of the two, "
+            "and make the schedule anew with  suture schedule CONFIG --replace"
+        )
+
+
+def superseded() -> FlowRun | None:
+    """A run of the same deployment that began after this one was due, and works or has done its work."""
+    deployment, due = runtime.deployment.id, runtime.flow_run.scheduled_start_time
+    if deployment is None:
+        return None
+    working = {"type": {"any_": [StateType.RUNNING, StateType.COMPLETED]}}
+    wanted = FlowRunFilter.model_validate({"start_time": {"after_": due}, "state": working})
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(
+            deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment]}}),
+            flow_run_filter=wanted, sort=FlowRunSort.START_TIME_DESC, limit=2,
+        )  # fmt: skip
+    return next((run for run in found if str(run.id) != runtime.flow_run.id), None)
+
+
+# --- the schedules
+
+
+@contextlib.contextmanager
+def api() -> Iterator[SyncPrefectClient]:
+    """A client of the Prefect server. Raises `UserError` where none is set, or it does not answer."""
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise UserError(
+            "schedules need a Prefect server: start one with  prefect server start  and set "
+            "PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except PrefectHTTPStatusError as error:
+        status = error.response.status_code
+        if status not in (401, 403) and status < 500:
+            raise
+        hint = ": set PREFECT_API_AUTH_STRING" if status == 401 else ""
+        # Without what an address may carry of secrets.
+        raise UserError(f"the Prefect server at {_plain(url)} says {status}{hint}") from None
+    except (httpx.TransportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
+            raise
+        raise UserError(f"the Prefect server at {_plain(url)} does not answer ({one_line(error)})") from None
+
+
+def _plain(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def ensure_pool(client: SyncPrefectClient, pool: str | None) -> str:
+    """The work pool to use: the default one, made where it is missing. Raises `UserError` for a named one that is."""
+    name = pool or POOL
+    try:
+        found = client.read_work_pool(name)
+    except ObjectNotFound:
+        if pool not in (None, POOL):
+            others = ", ".join(sorted(one.name for one in client.read_work_pools(limit=200))) or "none"
+            raise UserError(
+                f"there is no work pool '{name}' (there: {others}): leave --pool out, or make it with  "
+                f"prefect work-pool create --type process {name}"
+            ) from None
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"), overwrite=False)
+        return name
+    if found.type != "process":
+        raise UserError(f"work pool '{name}' is of type '{found.type}'; suture's workers work pools of type 'process'")
+    return name
+
+
+def schedule_of(cron: str | None, every: str | None, timezone: str | None) -> CronSchedule | IntervalSchedule | None:
+    """The schedule that is asked for, or None for none. Raises `UserError` with one line that says what is right."""
+    if cron is not None and every is not None:
+        raise UserError("give one of --cron and --every")
+    try:
+        if cron is not None:
+            return CronSchedule(cron=cron, timezone=timezone or "UTC")
+        if every is None:
+            return None
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", every)
+        if found is None or not (seconds := timedelta(**{UNITS[found[2]]: float(found[1])})):
+            raise UserError(f"--every {every}: give a number and s, m, h or d, such as 90s, 30m, 1h or 1d")
+        return IntervalSchedule(interval=seconds, timezone=timezone or "UTC")
+    except ValueError as error:
+        said = str(error)
+        if "timezone" in said:
+            raise UserError(f"'{timezone}' is no time zone: give a name such as Europe/Berlin or UTC") from None
+        raise UserError(
+            f"'{cron}' is no cron line: give minute, hour, day, month and weekday, such as '0 2 * * *'"
+        ) from None
+
+
+def deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    """The deployments of the flow, the first 200 by name."""
+    of_flow = FlowFilter(name=FlowFilterName(any_=[FLOW]))
+    return client.read_deployments(flow_filter=of_flow, limit=200, sort=DeploymentSort.NAME_ASC)
+
+
+def add(
+    config: Path,
+    *,
+    cron: str | None = None,
+    every: str | None = None,
+    timezone: str | None = None,
+    once: bool = False,
+    at: datetime | None = None,
+    pool: str | None = None,
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Schedule a configuration, after checking it; gives what `listed` says of it.
+
+    With `once` it runs one time, now or `at`, and a schedule that there is stays.
+
+    Raises `UserError` for a configuration, cron line, interval, time zone or pool that is none, and for a second
+    schedule of one configuration unless it is to `replace` the first.
+    """
+    schedule = schedule_of(cron, every, timezone)
+    if (schedule is None) != once:
+        raise UserError("say when: --cron '0 2 * * *', --every 1h, or --once")
+    path = str(Path(config).absolute())
+    name = load_config(path).name
+    with api() as client:
+        work_pool = ensure_pool(client, pool)
+        mine = [one for one in deployments(client) if one.name == name or one.parameters.get("config") == path]
+        if mine and not once and not replace:
+            of = "" if mine[0].parameters.get("config") == path else f" of {mine[0].parameters.get('config')}"
+            raise UserError(
+                f"there is a schedule '{mine[0].name}'{of} already ({when(mine[0])}): give --replace, "
+                f"or remove it with  suture schedule remove {mine[0].name}"
+            )
+        same = once and next((one for one in mine if one.name == name), None)
+        if same:
+            made = same.id
+        else:
+            for one in mine:
+                if one.name != name:
+                    client.delete_deployment(one.id)
+            made = _deploy(name, path, schedule, work_pool)
+            if mine and not once:
+                # An update leaves alone what it is not told of.
+                client.update_deployment(made, DeploymentUpdate(paused=False))
+        if once:
+            state: State[Any] = Scheduled(scheduled_time=at or datetime.now(UTC))
+            client.create_flow_run_from_deployment(made, state=state)
+        return _described(client, client.read_deployment(made))
+
+
+def _deploy(name: str, path: str, schedule: CronSchedule | IntervalSchedule | None, pool: str) -> Any:
+    from prefect.flows import EntrypointType
+
+    made_by = version("suture")
+    deployment = scheduled_run.to_deployment(
+        name,
+        schedules=[schedule] if schedule else [],
+        parameters={"config": path, "version": made_by, "folder": str(Path.cwd())},
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        version=made_by,
+        tags=["suture"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    return deployment.apply(work_pool_name=pool, version_info=VersionInfo(type="prefect:simple", version=made_by))
+
+
+def when(deployment: DeploymentResponse) -> str:
+    """A deployment's schedules in words."""
+    said = []
+    for one in deployment.schedules:
+        schedule = one.schedule
+        if isinstance(schedule, CronSchedule):
+            said.append(f"cron '{schedule.cron}' {schedule.timezone or 'UTC'}")
+        elif isinstance(schedule, IntervalSchedule):
+            said.append(f"every {schedule.interval}")
+        else:
+            said.append(str(schedule))
+    return ", ".join(said) or "once"
+
+
+def listed() -> list[dict[str, Any]]:
+    """All schedules: name, when, whether paused, the next and the last run."""
+    with api() as client:
+        return [_described(client, one) for one in deployments(client)]
+
+
+def _described(client: SyncPrefectClient, one: DeploymentResponse) -> dict[str, Any]:
+    of_it = DeploymentFilter.model_validate({"id": {"any_": [one.id]}})
+    coming = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.SCHEDULED]}}})
+    begun = FlowRunFilter.model_validate({"start_time": {"is_null_": False}})
+    upcoming = client.read_flow_runs(
+        deployment_filter=of_it, flow_run_filter=coming, sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC, limit=1
+    )
+    last = client.read_flow_runs(
+        deployment_filter=of_it, flow_run_filter=begun, sort=FlowRunSort.START_TIME_DESC, limit=1
+    )
+    state = last[0].state if last else None
+    return {
+        "name": one.name, "config": one.parameters.get("config"), "when": when(one),
+        "state": "paused" if one.paused else "active", "pool": one.work_pool_name, "version": one.version,
+        "next": str(upcoming[0].next_scheduled_start_time) if upcoming else None,
+        "last": f"{state.name}: {state.message}" if state and state.message else state.name if state else None,
+    }  # fmt: skip
+
+
+def change(name: str, what: str) -> str:
+    """Pause, resume or remove a schedule, or cancel what runs of it; gives a line that says what was done.
+
+    Raises `UserError` for an unknown name.
+    """
+    with api() as client:
+        known = {one.name: one for one in deployments(client)}
+        if name not in known:
+            raise unknown("schedule", name, known) if known else UserError("there is no schedule")
+        one = known[name]
+        if what == "remove":
+            client.delete_deployment(one.id)
+            return f"removed {name}; its runs and results are kept"
+        if what == "cancel":
+            going = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.PENDING, StateType.RUNNING]}}})
+            of_it = DeploymentFilter.model_validate({"id": {"any_": [one.id]}})
+            found = client.read_flow_runs(
+                deployment_filter=of_it, flow_run_filter=going, sort=FlowRunSort.START_TIME_DESC, limit=200
+            )
+            for run in found:
+                client.set_flow_run_state(run.id, Cancelling(message="cancelled by  suture schedule cancel"))
+            return f"cancelling {len(found)} of {name}: the next run goes on from what is finished"
+        client.update_deployment(one.id, DeploymentUpdate(paused=what == "pause"))
+        return f"{name} is {'paused' if what == 'pause' else 'active'}"
+
+
+# --- the worker
+
+
+def work(pool: str | None, limit: int, say: Callable[[str], None]) -> None:
+    """Work scheduled runs of a pool until told to stop, `limit` at once, and take up what broke off.
+
+    `say` is told what is done besides.
+
+    Raises `UserError` where there is no server or no such pool.
+    """
+    import asyncio
+
+    from prefect.workers.process import ProcessWorker
+
+    from flows import recovery
+
+    with api() as client:
+        name = ensure_pool(client, pool)
+    worker = ProcessWorker(
+        name, name=f"{socket.gethostname()}-{os.getpid()}", limit=limit, create_pool_if_not_found=False
+    )
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.to_thread(recovery.sweep_quietly, say)
+            await asyncio.sleep(recovery.INTERVAL)
+
+    async def both() -> None:
+        # Prefect's own handlers go by way of SIGINT, which a shell's background processes ignore.
+        me = asyncio.current_task()
+        assert me is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, me.cancel)
+        sweeping = asyncio.create_task(sweep())
+        try:
+            await worker.start(printer=lambda _: None)
+        finally:
+            sweeping.cancel()
+
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(both())

@@ -1,0 +1,131 @@
+"""Watching: what a run's inputs look like, how fast it was, what changed since the run before, and who is told."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from flows import notify, steps
+from flows.config import RunConfig
+from flows.logs import log
+from registry import drift, inputs, tonight
+from registry.errors import UserError
+from registry.record import TrackingUnavailable, add_artifacts, client, metric_name
+from registry.registered import CHAMPION, open_registry, run_of, stale, version_of
+from registry.results import ResultStore, address, load_run, runs_folder, save_run
+
+
+def _columns(config: RunConfig) -> list[str]:
+    return sorted({space.column for space in config.spaces.values() if space.column is not None})
+
+
+def inputs_key(config: RunConfig) -> str:
+    """The address of the statistics of a run's inputs."""
+    dataset = steps.dataset_of(config)
+    prints = {column: dataset.fingerprint(column) for column in _columns(config)}
+    return address({"step": "inputs", "columns": prints, "data": steps._data_digest(dataset), "version": 1})
+
+
+def measure_inputs(config: RunConfig) -> str:
+    """Measure a run's inputs, or find it done; gives the address."""
+    key, results = inputs_key(config), ResultStore()
+    if key not in results:
+        results.put(key, *inputs.measure(steps.dataset_of(config), _columns(config)))
+    return key
+
+
+def fresh(config: RunConfig) -> set[str]:
+    """The spaces that are not stored yet."""
+    return {name for name in config.spaces if steps.embed_plan(config, name)[0] not in steps.store()}
+
+
+def unevaluated(config: RunConfig, keys: dict[str, str], prompts: dict[str, str]) -> int:
+    """Pairs on splits whose outcomes are not kept yet."""
+    results = ResultStore()
+    wanted = (steps.evaluation_keys(config, *split, keys, prompts).values() for split in config.splits.all)
+    return sum(key not in results for found in wanted for key in found)
+
+
+def throughput(config: RunConfig, timings: dict[str, float], new_spaces: set[str], new_pairs: int) -> dict[str, float]:
+    """Items a second of every encoder that embedded something in this run, and pairs (on a split) a second."""
+    rates = {
+        f"items {name}": steps.embed_plan(config, name)[1] / timings[f"embed {name}"] for name in sorted(new_spaces)
+    }
+    if new_pairs:
+        rates["pairs"] = new_pairs / timings["fit and evaluate"]
+    return rates
+
+
+def watch(config: RunConfig, run_id: str, parent: str | None) -> str:
+    """Hold a kept run against the champion and the runs before it: its record, and the page `tonight.html`.
+
+    Gives the page's path. Raises `TrackingUnavailable` where MLflow does not answer.
+    """
+    run = load_run(run_id)
+    earlier = tonight.earlier_runs(run, config.watch.history)
+    run["watch"] = {"drift": None, "stale": [], **_champion(config, run, parent)}
+    if earlier:
+        run["watch"]["drift"] = drift.compare(
+            earlier[0], run, lambda key, name: steps.store().open(key, name, verify=False),
+            level=config.watch.level, least=config.watch.least,
+        )  # fmt: skip
+    save_run(run)
+    page = tonight.html(run, earlier, runs_folder() / run_id)
+    if parent is not None:
+        add_artifacts(parent, [(page, "")], tracking_uri=config.mlflow.tracking_uri)
+    return str(page)
+
+
+def _champion(config: RunConfig, run: dict[str, Any], parent: str | None) -> dict[str, Any]:
+    """The registry's champion beside tonight's best, and what makes it stale."""
+    if config.champion is None or parent is None:
+        why = "The configuration names no champion." if config.champion is None else "MLflow did not answer."
+        return {"no_champion": why}
+    try:
+        with open_registry(config.mlflow.tracking_uri) as (mlflow, uri):
+            version = version_of(mlflow, f"models:/{config.champion.name}@{CHAMPION}")
+            maker = run_of(version, uri)
+    except TrackingUnavailable:
+        raise
+    except UserError as error:
+        return {"no_champion": f"No champion to compare with: {error}."}
+    return {
+        "champion": {
+            "model": version.name, "version": str(version.version), "run": maker["id"],
+            "pair": version.tags.get("suture.pair"), "map": version.tags.get("suture.map"),
+            "is_tonights": maker["id"] == run["id"], "change": tonight.against(maker, version.tags, run),
+        },
+        "stale": stale(version, maker) or [],
+    }  # fmt: skip
+
+
+def finish(config: RunConfig, run_id: str, parent: str | None) -> None:
+    """Send what is known last (seconds, rates, the number of alerts) to MLflow, and tell whoever wants to know."""
+    run = load_run(run_id)
+    link = str(runs_folder() / run_id / "tonight.html")
+    if parent is not None:
+        try:
+            link = _metrics(config, run, parent) or link
+        except TrackingUnavailable as error:
+            log.warning("the last metrics are not in MLflow: %s", error)
+    for name, rate in run.get("throughput", {}).items():
+        log.info("%s: %.1f a second", name, rate)
+    notify.changed(config, run, link=link)
+
+
+def _metrics(config: RunConfig, run: dict[str, Any], parent: str) -> str | None:
+    from mlflow.entities import Metric
+
+    values = {metric_name("seconds", name): value for name, value in run["timings"].items()}
+    values |= {metric_name("per second", name): value for name, value in run.get("throughput", {}).items()}
+    found = (run.get("watch") or {}).get("drift")
+    if found is not None:
+        values["drift/alerts"] = float(sum(row["alert"] for row in found["rows"]))
+        values["drift/tested"] = float(sum(row["p_value"] is not None for row in found["rows"]))
+    with open_registry(config.mlflow.tracking_uri) as (_, uri):
+        mlflow = client(uri)
+        now = int(time.time() * 1000)
+        mlflow.log_batch(parent, metrics=[Metric(name, value, now, 0) for name, value in values.items()])
+        if uri.startswith("http"):
+            return f"{uri.rstrip('/')}/#/experiments/{mlflow.get_run(parent).info.experiment_id}/runs/{parent}"
+    return None

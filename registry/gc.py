@@ -1,0 +1,306 @@
+"""Clean-up: what no kept run and no model refers to goes, and nothing that a running flow uses."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+from registry import lease
+from registry.errors import UserError
+from registry.home import home
+from registry.record import RUN_TAG, default_tracking_uri, nothing_recorded
+from registry.registered import history_of, open_registry
+from registry.results import ResultStore, load_run, run_ids, runs_folder
+from registry.store import EmbeddingStore
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KEEP_RUNS, KEEP_DAYS = 30, 90
+GRACE = 24.0
+"""Hours; what is younger is never removed, whoever refers to it."""
+
+Kind = Literal["model version", "MLflow run", "run", "store entry", "result"]
+
+
+@dataclass(frozen=True)
+class Waste:
+    """One thing that nothing refers to. Removing it twice does no harm."""
+
+    kind: Kind
+    name: str
+    bytes: int
+    remove: Callable[[], None]
+
+
+def collect(
+    *,
+    keep_runs: int = KEEP_RUNS,
+    keep_days: float = KEEP_DAYS,
+    grace: float = GRACE,
+    apply: bool = False,
+    shared_store: bool = False,
+    tell: Callable[[Waste], None] = lambda waste: None,
+) -> dict[str, Any]:
+    """Remove, or only count, runs that are neither among the latest of their name nor young, and what only they used.
+
+    Kept are: the latest `keep_runs` runs of each name, runs of the last `keep_days` days, those that made a model version
+    with an alias or an earlier champion, and those that are being worked on or broke off; with all that they refer to;
+    and everything that is younger than `grace` hours. Records go after what is found by them, so that a killed
+    clean-up is finished by the next.
+
+    Parameters
+    ----------
+    shared_store : also of a store outside SUTURE_HOME, of which runs of other homes are not known here.
+    tell : called with each thing before it is removed.
+
+    Returns
+    -------
+    of every kind the count and the bytes, 'runs_kept', 'notes', and whether it was 'applied'.
+
+    Raises `TrackingUnavailable` where an MLflow that runs were sent to does not answer, and `UserError` for a run's record
+    that cannot be read: what they refer to is not known then, and nothing is removed.
+    """
+    if keep_runs < 1 or keep_days < 0 or grace < 0:
+        raise UserError("keep at least one run, and give days and hours from 0")
+    found: list[Waste] = []
+    notes: list[str] = []
+
+    def take(waste: Iterator[Waste]) -> None:
+        for one in waste:
+            tell(one)
+            found.append(one)
+            if apply:
+                one.remove()
+
+    kept, old = _sort_runs(keep_runs, keep_days)
+    take(_mlflow(kept, old))
+    # From here no run begins, and the records are those of all that have ended.
+    with lease.no_new_ones():
+        leases = [*lease.alive(), *lease.dead()]
+        old -= {one.run for one in leases}
+        take(_run(run_id) for run_id in sorted(old))
+        runs = [load_run(run_id) for run_id in run_ids() if run_id not in old]
+        store = EmbeddingStore.default()
+        entries, results = _references(runs)
+        entries |= {key for one in leases for key in one.store}
+        results |= {key for one in leases for key in one.results}
+        ours = store.remote is None and store.root.absolute().is_relative_to(home())
+        if ours or shared_store:
+            take(_entries(store, entries, grace))
+        else:
+            notes.append(f"the store at {store.place} may serve others, and was left alone: see --shared-store")
+        take(_results(results, grace))
+    counts, sizes = Counter(one.kind for one in found), Counter[str]()
+    for one in found:
+        sizes[one.kind] += one.bytes
+    return {
+        "applied": apply, "runs_kept": len(runs), "notes": notes, "bytes": sum(sizes.values()),
+        "kinds": {kind: {"count": counts[kind], "bytes": sizes[kind]} for kind in Kind.__args__},  # type: ignore[attr-defined]
+    }  # fmt: skip
+
+
+def _sort_runs(keep_runs: int, keep_days: float) -> tuple[list[dict[str, Any]], set[str]]:
+    """The kept runs by number and age, and the ids of the others."""
+    kept: list[dict[str, Any]] = []
+    old: set[str] = set()
+    by_name: Counter[str] = Counter()
+    for run_id in reversed(run_ids()):
+        run = load_run(run_id)
+        by_name[run["name"]] += 1
+        age = time.time() - run["started_ms"] / 1000
+        if by_name[run["name"]] <= keep_runs or age < 86400 * keep_days:
+            kept.append(run)
+        else:
+            old.add(run_id)
+    return kept, old - {one.run for one in (*lease.alive(), *lease.dead())}
+
+
+def _references(runs: list[dict[str, Any]]) -> tuple[set[str], set[str]]:
+    """The store keys and the result addresses that records name."""
+    entries: set[str] = set()
+    results: set[str] = set()
+    for run in runs:
+        addresses = run["addresses"]
+        entries |= {space["key"] for space in run["spaces"]}
+        entries |= {*addresses["keys"].values(), *addresses.get("prompts", {}).values()}
+        results |= {addresses["compare"], *addresses["fit"].values()}
+        results |= {key for _, _, pairs in addresses["evaluate"] for key in pairs.values()}
+        results |= {addresses["inputs"]} if "inputs" in addresses else set()
+    return entries, results
+
+
+def _run(run_id: str) -> Waste:
+    folder = runs_folder() / run_id
+    name = quote(run_id, safe="")
+    others = [*(home() / "logs").glob(f"{name}.jsonl*"), *(home() / "notices").glob(f"{name}-*")]
+
+    def remove() -> None:
+        for path in others:
+            path.unlink(missing_ok=True)
+        # The record last: with it, the rest is found again.
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name != "run.json":
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return Waste("run", run_id, _size(folder) + sum(map(_size, others)), remove)
+
+
+def _entries(store: EmbeddingStore, used: set[str], grace: float) -> Iterator[Waste]:
+    finished = set(store.entries())
+    unfinished = {path.name for path in store.root.glob("v*/??/*") if path.is_dir()} - finished
+    for key in sorted((finished | unfinished) - used):
+        try:
+            folder = store.folder(key)
+        except UserError:
+            continue  # Not one of ours.
+        size = _size(folder)
+        if key in finished:
+            manifest = store.manifest(key)
+            size = max(size, sum(shard["bytes"] for shard in manifest["shards"]))
+            age = time.time() - datetime.fromisoformat(manifest["created"]).timestamp()
+        else:
+            age = _age(folder)
+        if min(age, _age(folder)) > 3600 * grace:
+            yield Waste("store entry", key, size, lambda key=key: store.remove(key))  # type: ignore[misc]
+
+
+def _results(used: set[str], grace: float) -> Iterator[Waste]:
+    store = ResultStore()
+    places: dict[str, list[Path]] = {}
+    for path in sorted(store.root.glob("??/*")):
+        if not path.name.startswith("."):
+            places.setdefault(path.name.split(".")[0], []).append(path)
+    for key, paths in places.items():
+        if key in used or min(map(_age, paths)) <= 3600 * grace:
+            continue
+
+        def remove(paths: list[Path] = paths) -> None:
+            # The JSON file says that there is a result: first of all, it goes.
+            for path in sorted(paths, key=lambda path: path.suffix != ".json"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+        yield Waste("result", key, sum(map(_size, paths)), remove)
+
+
+def _size(path: Path) -> int:
+    if not path.is_dir():
+        return path.stat().st_size if path.exists() else 0
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last change of a file or of what is in a folder; endless where there is nothing."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != ".lock"] if path.is_dir() else [path]
+    return time.time() - max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+
+
+# --- MLflow
+
+
+def _mlflow(kept: list[dict[str, Any]], old: set[str]) -> Iterator[Waste]:
+    """What MLflow has of old runs; takes those out of `old` first that a model version in use was made by."""
+    mine: dict[str | None, set[str]] = {}
+    for run in kept:
+        mine.setdefault(_uri(run), set())
+    for run_id in old:
+        mine.setdefault(_uri(load_run(run_id)), set()).add(run_id)
+    if nothing_recorded(default_tracking_uri()):
+        mine.pop(None, None)
+    with ExitStack() as stack:
+        opened = [(stack.enter_context(open_registry(uri)), sent) for uri, sent in mine.items()]
+        for (mlflow, _), _ in opened:
+            for model in mlflow.search_registered_models(max_results=1000):
+                for number in _used(mlflow, model.name):
+                    old.discard(_maker(mlflow, model.name, number))
+        for (mlflow, uri), sent in opened:
+            yield from _versions(mlflow, uri, old)
+            yield from _mlflow_runs(mlflow, uri, old & sent)
+
+
+def _uri(run: dict[str, Any]) -> str | None:
+    uri = run["config"].get("mlflow", {}).get("tracking_uri")
+    return None if uri == default_tracking_uri() else uri
+
+
+def _used(mlflow: MlflowClient, name: str) -> set[str]:
+    """The versions of a model that have an alias, or were the champion."""
+    model = mlflow.get_registered_model(name)  # What is searched for comes without its aliases.
+    return {str(number) for number in (*model.aliases.values(), *history_of(model))}
+
+
+def _maker(mlflow: MlflowClient, name: str, number: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(mlflow.get_model_version(name, number).tags.get(RUN_TAG))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return ""  # An earlier champion that was deleted.
+
+
+def _versions(mlflow: MlflowClient, uri: str, old: set[str]) -> Iterator[Waste]:
+    from mlflow.exceptions import MlflowException
+
+    for model in mlflow.search_registered_models(max_results=1000):
+        used = _used(mlflow, model.name)
+        for one in mlflow.search_model_versions(f"name = '{model.name}'", max_results=1000):
+            if str(one.version) in used or one.tags.get(RUN_TAG) not in old:
+                continue
+            try:
+                place = mlflow.get_logged_model(one.model_id).artifact_location if one.model_id else None
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                place = None
+
+            def remove(one: Any = one, place: str | None = place) -> None:
+                if place is not None:
+                    _repository(place, uri).delete_artifacts()
+                    mlflow.delete_logged_model(one.model_id)
+                # The version last: with it, its files are found again.
+                mlflow.delete_model_version(one.name, str(one.version))
+
+            yield Waste("model version", f"{one.name}/{one.version}", _artifacts(place, uri) if place else 0, remove)
+
+
+def _mlflow_runs(mlflow: MlflowClient, uri: str, old: set[str]) -> Iterator[Waste]:
+    experiments = [one.experiment_id for one in mlflow.search_experiments(max_results=1000)]
+    for run_id in sorted(old):
+        found = mlflow.search_runs(experiments, f"tags.`{RUN_TAG}` = '{run_id}'", max_results=5000)
+        # Children first: a parent that is left is found again.
+        for one in sorted(found, key=lambda run: "mlflow.parentRunId" not in run.data.tags):
+
+            def remove(info: Any = one.info) -> None:
+                _repository(info.artifact_uri, uri).delete_artifacts()
+                mlflow.delete_run(info.run_id)
+
+            yield Waste("MLflow run", one.info.run_id, _artifacts(one.info.artifact_uri, uri), remove)
+
+
+def _repository(artifacts: str, uri: str) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(artifacts, tracking_uri=uri)
+
+
+def _artifacts(location: str, uri: str) -> int:
+    """Bytes of everything below an artifact location."""
+    repository, folders, total = _repository(location, uri), [""], 0
+    while folders:
+        for one in repository.list_artifacts(folders.pop() or None):
+            if one.is_dir:
+                folders.append(one.path)
+            else:
+                total += one.file_size or 0
+    return total

@@ -1,0 +1,164 @@
+"""The doctor: each thing that can be wrong is found on something that is wrong in just that way."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import doctor
+from flows.config import load_config
+from registry import lease
+from registry.record import client
+from tests.flows.conftest import COMMAND, ROOT, Main, small, write_config
+
+
+def checks(found: list[doctor.Check]) -> dict[str, doctor.Check]:
+    return {one.name: one for one in found}
+
+
+@pytest.fixture
+def alone(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No service is configured."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SUTURE_WEBHOOK_URL", "SUTURE_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        yield own_home  # type: ignore[misc]
+
+
+def test_a_healthy_home_is_all_ok(alone: Path) -> None:
+    found = doctor.diagnose()
+    assert {one.state for one in found} == {"OK"}, found
+    assert {"packages", "SUTURE_HOME space", "mlflow", "prefect", "webhook", "runs"} <= set(checks(found))
+    assert doctor.exit_code(found) == 0
+    client()
+    assert "mlflow schema" in checks(doctor.diagnose())
+
+
+def test_a_database_of_another_schema_version(alone: Path) -> None:
+    import sqlite3
+
+    client()
+    with sqlite3.connect(alone / "mlflow" / "mlflow.db") as database:
+        database.execute("update alembic_version set version_num = '451aebb31d03'")
+    found = checks(doctor.diagnose())["mlflow schema"]
+    assert found.state == "FAIL"
+    assert "451aebb31d03" in found.says
+    assert "mlflow db upgrade" in found.do
+
+
+def test_services_that_do_not_answer(
+    alone: Path, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        content = small(
+            pictures, mlflow={"tracking_uri": f"http://127.0.0.1:{port}"}, compute={"dask": f"tcp://127.0.0.1:{port}"}
+        )
+        monkeypatch.setenv(
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL", f"postgresql+asyncpg://u:canary-word@127.0.0.1:{port}/prefect"
+        )
+        monkeypatch.setenv("SUTURE_WEBHOOK_URL", "here")
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
+            found = doctor.diagnose(load_config(write_config(tmp_path / "c.yaml", content)))
+    by = checks(found)
+    for name in ("mlflow", "prefect", "dask", "prefect database", "webhook"):
+        assert by[name].state == "FAIL", name
+        assert by[name].do
+    assert "canary-word" not in str(found)
+    assert doctor.exit_code(found) == 2
+
+
+def test_disk_mode_packages_and_runs(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(1, 1, 2e9))
+    monkeypatch.setattr(doctor, "requires", lambda name: ["numpy<1", "nothing-of-this-name>=2", "torch; extra == 'x'"])
+    alone.chmod(0o777)
+    code = "import os\nfrom registry import lease\nwith lease.held('broken'): os._exit(1)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert [one.run for one in lease.dead()] == ["broken"]
+    by = checks(doctor.diagnose())
+    assert by["SUTURE_HOME space"].state == "WARN"
+    assert "suture gc" in by["SUTURE_HOME space"].do
+    assert by["SUTURE_HOME mode"].state == "WARN"
+    assert by["numpy"].state == by["nothing-of-this-name"].state == "FAIL"
+    assert "not installed" in by["nothing-of-this-name"].says
+    assert "torch" not in by
+    assert by["runs"].state == "WARN"
+    assert "broken" in by["runs"].says
+
+
+def test_a_home_that_cannot_be_made(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUTURE_HOME", "/proc/no/such/home")
+    found = checks(doctor.diagnose())
+    assert found["SUTURE_HOME"].state == "FAIL"
+
+
+def test_a_clock_that_is_wrong(alone: Path) -> None:
+    clock = doctor._Clock()
+    for skew, state in ((0.4, "OK"), (-20.0, "WARN"), (300.0, "FAIL")):
+        clock.skews = {"mlflow": skew}
+        (one,) = doctor._clock(clock)
+        assert one.state == state
+    assert "300 s ahead of mlflow" in one.says
+
+
+def test_the_command_says_it_and_ends_with_its_code(alone: Path, main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = main("doctor", "--json")
+    content = json.loads(out)
+    assert code == content["exit_code"]
+    assert {"name", "state", "says", "do"} == set(content["checks"][0])
+    monkeypatch.setenv("SUTURE_WEBHOOK_URL", "nowhere")
+    code, out, _ = main("doctor")
+    assert code == 2
+    assert "FAIL  webhook" in out
+
+
+@pytest.fixture(scope="module")
+def services(session_home: Path) -> Iterator[Any]:
+    """PostgreSQL, MLflow and Prefect with passwords, and the object store."""
+    from tests.services.topology import Topology
+
+    with Topology() as started:
+        yield started
+
+
+def test_real_services(services: Any, tmp_path: Path) -> None:
+    def run(**changes: str) -> tuple[int, dict[str, dict[str, str]], str]:
+        environment = {**os.environ, **services.environment(), "SUTURE_HOME": str(tmp_path / "home"), **changes}
+        done = subprocess.run(
+            [*COMMAND, "doctor", "--json"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.stdout, done.stderr
+        return done.returncode, {one["name"]: one for one in json.loads(done.stdout)["checks"]}, done.stdout
+
+    (tmp_path / "home").mkdir()
+    code, found, text = run()
+    assert {name: one for name, one in found.items() if one["state"] == "FAIL"} == {}, text
+    assert code in (0, 1)
+    assert {"mlflow access", "mlflow version", "prefect", "store", "clock"} <= set(found)
+    assert not any(secret in text for secret in map(str, services.secrets.values()) if len(secret) > 3)
+    code, found, _ = run(MLFLOW_TRACKING_PASSWORD="wrong-password", PREFECT_API_AUTH_STRING="user:wrong")
+    assert code == 2
+    assert found["mlflow access"]["state"] == found["prefect access"]["state"] == "FAIL"
+    user = services.database("mlflow")
+    address = f"postgresql://{user['PGUSER']}:wrong@{user['PGHOST']}:{user['PGPORT']}/{user['PGDATABASE']}"
+    code, found, text = run(MLFLOW_BACKEND_STORE_URI=address)
+    assert found["mlflow database"]["state"] == "FAIL", text
+    assert "wrong@" not in text
+    code, found, text = run(MLFLOW_BACKEND_STORE_URI=address.replace(":wrong@", f":{user['PGPASSWORD']}@"))
+    assert found["mlflow database"]["state"] == "OK", text

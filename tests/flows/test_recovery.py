@@ -1,0 +1,216 @@
+"""What processes killed with SIGKILL leave behind is put right: leases, flow runs, MLflow runs, records not sent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from registry import lease
+from registry.results import load_run, run_ids, runs_folder
+from tests.flows.conftest import COMMAND, ROOT, end, free_port, small, wait_until, write_config
+
+Flow = Callable[[Path], dict[str, Any]]
+HOLD = "from registry import lease; import sys, time\nwith lease.held(sys.argv[1]):\n print('held', flush=True)\n time.sleep(99)"
+
+
+@pytest.fixture
+def client(prefect_server: str) -> Iterator[Any]:
+    from flows.schedules import api
+
+    with api() as client:
+        yield client
+
+
+def killed_holder(run: str) -> int:
+    """A process that took a run's lease and was killed."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, run], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert [one.run for one in lease.alive()] == [run]
+        with pytest.raises(lease.Busy, match=f"process {process.pid}"), lease.held(run):
+            pass
+        process.kill()
+    return process.pid
+
+
+def test_a_lease_lives_as_long_as_its_process(own_home: Path) -> None:
+    with lease.held("mine", store=["a"], results=["b"]) as held:
+        assert lease.alive() == [held]
+        assert (held.store, held.results, held.pid) == (("a",), ("b",), os.getpid())
+    assert (lease.alive(), lease.dead()) == ([], [])
+    pid = killed_holder("theirs")
+    (left,) = lease.dead()
+    assert (left.run, left.pid, lease.alive()) == ("theirs", pid, [])
+    with lease.held("theirs"):
+        lease.remove(left)
+        assert [one.pid for one in lease.alive()] == [os.getpid()]
+    assert not list(lease.folder().glob("*.json"))
+
+
+def test_on_another_host_the_heartbeat_tells(own_home: Path) -> None:
+    with lease.held("far"):
+        path = lease.folder() / "far.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "host": f"not-{socket.gethostname()}"}))
+        content = path.read_text()
+    path.write_text(content)
+    assert [one.run for one in lease.alive()] == ["far"]
+    with pytest.raises(lease.Busy, match="not-"), lease.held("far"):
+        pass
+    os.utime(path, (0, time.time() - lease.STALE - 1))
+    assert [one.run for one in lease.dead()] == ["far"]
+    with lease.held("far"):
+        assert [one.host for one in lease.alive()] == [socket.gethostname()]
+
+
+def test_mlflow_runs_of_the_dead_end_and_are_completed_from_the_record(
+    own_home: Path, flow: Flow, pictures: Path, tmp_path: Path
+) -> None:
+    """A process killed while it recorded: its run.json is there, its MLflow runs are RUNNING."""
+    from flows import recovery
+    from registry.record import RUN_TAG, client
+
+    made = flow(write_config(tmp_path / "small.yaml", small(pictures)))
+    mlflow = client()
+    experiment = mlflow.get_experiment_by_name("suture").experiment_id
+
+    def pairs(parent: str) -> list[dict[str, float]]:
+        children = mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+        assert {one.info.status for one in children} == {"FINISHED"}
+        return [{name: x for name, x in one.data.metrics.items() if name != "seconds"} for one in children]
+
+    scores = pairs(made["mlflow_run"])
+    assert len(scores[0]) > 10
+    mlflow.delete_run(made["mlflow_run"])
+    for name in ("parent", "child"):
+        mlflow.create_run(experiment, run_name=name, tags={RUN_TAG: made["id"]})
+    kept = {key: value for key, value in made.items() if key not in ("mlflow_run", "seconds")}
+    (runs_folder() / made["id"] / "run.json").write_text(json.dumps(kept))
+    killed_holder(made["id"])
+    path = lease.folder() / f"{made['id']}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "details": {"experiment": "suture"}}))
+
+    said = recovery.sweep(all_=False)
+    assert len(said) == 2, said
+    assert (lease.alive(), lease.dead(), recovery.sweep()) == ([], [], [])
+    from mlflow.entities import ViewType
+
+    everything = mlflow.search_runs([experiment], run_view_type=ViewType.ALL)
+    assert "RUNNING" not in [one.info.status for one in everything]
+    again = mlflow.get_run(load_run(made["id"])["mlflow_run"])
+    assert again.info.status == "FINISHED"
+    assert pairs(again.info.run_id) == scores
+
+
+def test_records_that_mlflow_did_not_take_are_sent_later(
+    own_home: Path, flow: Flow, pictures: Path, tmp_path: Path
+) -> None:
+    from flows import recovery
+    from registry.record import TrackingUnavailable
+
+    content = small(pictures, mlflow={"tracking_uri": f"http://127.0.0.1:{free_port()}"})
+    with pytest.raises(TrackingUnavailable):
+        flow(write_config(tmp_path / "small.yaml", content))
+    (run_id,) = run_ids()
+    assert recovery.sweep() == []
+    kept = load_run(run_id)
+    assert kept["mlflow_run"] is None
+    kept["config"]["mlflow"]["tracking_uri"] = None
+    (runs_folder() / run_id / "run.json").write_text(json.dumps(kept))
+    (said,) = recovery.sweep()
+    assert said.startswith(f"{run_id}: recorded")
+    assert load_run(run_id)["mlflow_run"]
+    assert recovery.sweep() == []
+
+
+def test_a_run_that_breaks_off_again_and_again_is_given_up(
+    own_home: Path, client: Any, pictures: Path, tmp_path: Path
+) -> None:
+    from prefect.states import Crashed, Pending, Running, Scheduled
+
+    from flows import recovery, schedules
+
+    name = f"nightly-{uuid4().hex[:6]}"
+    config = write_config(tmp_path / "nightly.yaml", small(pictures, name=name))
+    schedules.add(config, every="1h")
+    made = next(one for one in schedules.deployments(client) if one.name == name)
+    run = client.create_flow_run_from_deployment(made.id, state=Scheduled())
+    for attempt in range(1, recovery.RESTARTS + 2):
+        for state in (Pending(), Running(), Crashed(message="killed")):
+            client.set_flow_run_state(run.id, state)
+        said = [line for line in recovery.sweep() if run.name in line]
+        state = client.read_flow_run(run.id).state
+        if attempt <= recovery.RESTARTS:
+            assert (state.name, len(said)) == ("AwaitingRetry", 1)
+            assert f"({attempt} of {recovery.RESTARTS}): killed" in state.message
+    assert state.name == "Failed"
+    assert state.message.startswith(f"given up after {recovery.RESTARTS} restarts: killed")
+    assert not [line for line in recovery.sweep() if run.name in line]
+    # Its place is free: the next run may begin.
+    following = client.create_flow_run_from_deployment(made.id, state=Scheduled())
+    client.set_flow_run_state(following.id, Pending())
+    assert client.read_flow_run(following.id).state.name == "Pending"
+
+
+def test_worker_and_flow_killed_in_the_middle_the_next_worker_finishes_the_run(
+    own_home: Path, client: Any, pictures: Path, tmp_path: Path, flow: Flow
+) -> None:
+    from flows import recovery, schedules
+
+    name = f"nightly-{uuid4().hex[:6]}"
+    content = small(pictures, name=name, splits={"folds": 3, "seeds": {"item": list(range(8))}})
+    content["spaces"]["lite0"] = {"encoder": "efficientnet-lite0", "column": "image"}
+    content["pairs"].append(["lite0", "glove"])
+    config = write_config(tmp_path / "nightly.yaml", content)
+    pool = f"pool-{uuid4().hex[:6]}"
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    schedules.add(config, once=True, at=datetime.now(UTC), pool=pool)
+
+    def worker() -> subprocess.Popen[bytes]:
+        quick = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+        return subprocess.Popen(
+            [*COMMAND, "worker", "--pool", pool], cwd=ROOT, env={**os.environ, **quick}, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def last() -> str:
+        return str(next(one["last"] for one in schedules.listed() if one["name"] == name))
+
+    first = worker()
+    try:
+        wait_until("the run began", lambda: bool(lease.alive()), first, 120)
+        (held,) = lease.alive()
+        os.kill(first.pid, signal.SIGKILL)
+        os.kill(held.pid, signal.SIGKILL)
+        first.wait()
+    finally:
+        end(first)
+    assert [one.run for one in lease.dead()] == [held.run]
+    assert last() == "Running"
+    (said,) = recovery.sweep()
+    assert "taken up again (1 of 3)" in said
+    second = worker()
+    try:
+        wait_until("the run was finished", lambda: last() == f"Completed: run {held.run}", second, 120)
+    finally:
+        end(second)
+    assert (run_ids(), lease.alive(), lease.dead()) == ([held.run], [], [])
+    kept = load_run(held.run)
+    assert kept["mlflow_run"]
+    # Under another home nothing is found again: this is the undisturbed run.
+    os.environ["SUTURE_HOME"] = str(tmp_path / "undisturbed")
+    undisturbed = flow(config)
+    assert undisturbed["scores"] == kept["scores"]

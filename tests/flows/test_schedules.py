@@ -1,0 +1,273 @@
+"""Schedules on a real Prefect server: what may be scheduled, what a scheduled run does, and what it does only once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.flows.conftest import ROOT, Main, small, write_config, write_pictures
+from tests.flows.test_flow import Work, work
+
+__all__ = ["work"]
+
+DUE = datetime(2026, 1, 5, 2, tzinfo=UTC)
+
+
+@pytest.fixture
+def config(tmp_path: Path, pictures: Path) -> Path:
+    """A small configuration under a name of its own."""
+    return write_config(tmp_path / "nightly.yaml", small(pictures, name=f"nightly-{uuid4().hex[:6]}"))
+
+
+@pytest.fixture
+def client(prefect_server: str) -> Iterator[Any]:
+    from flows.schedules import api
+
+    with api() as client:
+        yield client
+
+
+@pytest.fixture
+def work_off(client: Any, own_home: Path) -> Callable[..., Any]:
+    """Have runs of a schedule due at given times, and work them as a worker's process does; gives their last states."""
+
+    def run(config: Path, *due: datetime, **changes: Any) -> list[Any]:
+        from prefect.flow_engine import run_flow
+        from prefect.states import Pending, Scheduled
+
+        from flows import schedules
+
+        found = [one for one in schedules.deployments(client) if one.parameters["config"] == str(config)]
+        if not found:
+            schedules.add(config, cron="0 2 * * *")
+            found = [one for one in schedules.deployments(client) if one.parameters["config"] == str(config)]
+        made = [
+            client.create_flow_run_from_deployment(found[0].id, state=Scheduled(scheduled_time=at), parameters=changes)
+            for at in due
+        ]
+        for one in made:
+            client.set_flow_run_state(one.id, Pending())
+            ready = client.read_flow_run(one.id)
+            if ready.state.is_pending():
+                run_flow(schedules.scheduled_run, flow_run=ready, parameters=ready.parameters, return_type="state")
+        return [client.read_flow_run(one.id).state for one in made]
+
+    return run
+
+
+def name_of(config: Path) -> str:
+    return str(yaml.safe_load(config.read_text())["name"])
+
+
+def test_a_schedule_is_made_listed_paused_resumed_and_removed(main: Main, config: Path) -> None:
+    name = name_of(config)
+    code, out, _ = main("schedule", config, "--cron", "0 2 * * *", "--timezone", "Europe/Berlin")
+    assert (code, name in out) == (0, True)
+
+    def listed() -> list[dict[str, Any]]:
+        return [one for one in json.loads(main("schedule", "list", "--json")[1]) if one["name"] == name]
+
+    assert listed()[0]["when"] == "cron '0 2 * * *' Europe/Berlin"
+    for what, state in (("pause", "paused"), ("resume", "active")):
+        assert main("schedule", what, name)[0] == 0
+        assert listed()[0]["state"] == state
+    assert main("schedule", "remove", name)[0] == 0
+    assert listed() == []
+
+
+def test_a_second_schedule_of_one_configuration_is_refused_or_replaces(main: Main, config: Path, client: Any) -> None:
+    from flows.schedules import deployments
+
+    assert main("schedule", config, "--every", "1h")[0] == 0
+    code, _, said = main("schedule", config, "--every", "30m")
+    assert (code, said.count("\n")) == (2, 1)
+    assert f"'{name_of(config)}' already (every 1:00:00)" in said
+    assert "--replace" in said
+    assert main("schedule", config, "--every", "30m", "--replace")[0] == 0
+    found = [one for one in deployments(client) if one.name == name_of(config)]
+    assert [one.schedule.interval for one in found[0].schedules] == [timedelta(minutes=30)]
+    # The same name in another file is another configuration.
+    other = write_config(config.with_name("other.yaml"), yaml.safe_load(config.read_text()))
+    code, _, said = main("schedule", other, "--every", "1h")
+    assert (code, str(config) in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cron", "0 2 * * * nope"], "'0 2 * * * nope' is no cron line"),
+        (["--cron", "61 2 * * *"], "'61 2 * * *' is no cron line"),
+        (["--cron", "0 2 * * *", "--timezone", "Mars/Base"], "'Mars/Base' is no time zone"),
+        (["--every", "soon"], "give a number and s, m, h or d"),
+        (["--every", "0s"], "give a number and s, m, h or d"),
+        (["--every", "1h", "--cron", "0 2 * * *"], "give one of --cron and --every"),
+        ([], "say when"),
+        (["--every", "1h", "--pool", "nobody"], "there is no work pool 'nobody'"),
+    ],
+)
+def test_what_is_no_schedule_is_refused_in_one_line(
+    main: Main, config: Path, client: Any, words: list[str], said: str
+) -> None:
+    from flows.schedules import deployments
+
+    code, _, error = main("schedule", config, *words)
+    assert (code, error.count("\n")) == (2, 1)
+    assert said in error
+    assert name_of(config) not in [one.name for one in deployments(client)]
+
+
+def test_a_configuration_is_checked_when_it_is_scheduled(main: Main, config: Path) -> None:
+    write_config(config, {**yaml.safe_load(config.read_text()), "maps": ["rigde"]})
+    code, _, said = main("schedule", config, "--every", "1h")
+    assert (code, said.count("\n"), "Did you mean 'ridge'" in said) == (2, 1, True)
+
+
+def test_without_a_server_one_line_says_how_to_start_one(config: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import schedules
+    from registry.errors import UserError
+
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), pytest.raises(UserError, match="prefect server start"):
+        schedules.add(config, every="1h")
+    with (
+        temporary_settings({PREFECT_API_URL: "http://someone:secret@127.0.0.1:9/api"}),
+        pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/api does not answer") as said,
+    ):
+        schedules.add(config, every="1h")
+    assert "secret" not in str(said.value)
+
+
+def test_the_server_makes_runs_of_a_schedule(client: Any, config: Path) -> None:
+    """The scheduler's own way to insert runs, asked for over the API: not every SQLAlchemy lets it."""
+    from flows import schedules
+
+    schedules.add(config, cron="0 2 * * *", timezone="Europe/Berlin")
+    made = next(one for one in schedules.deployments(client) if one.name == name_of(config))
+    client.request("POST", f"/deployments/{made.id}/schedule", json={})
+    row = next(one for one in schedules.listed() if one["name"] == made.name)
+    from zoneinfo import ZoneInfo
+
+    due = datetime.fromisoformat(row["next"]).astimezone(ZoneInfo("Europe/Berlin"))
+    assert (due.hour, due.minute) == (2, 0)
+
+
+def test_one_due_time_is_one_run_and_edits_count(work_off: Callable[..., Any], config: Path, work: Work) -> None:
+    from registry.results import load_run, run_ids
+
+    states = work_off(config, DUE)
+    assert [state.name for state in states] == ["Completed"]
+    (run_id,) = run_ids()
+    assert run_id.startswith(f"20260105-020000-{name_of(config)}-")
+    assert states[0].message == f"run {run_id}"
+    kept, asked = load_run(run_id), len(work.evaluated)
+    assert kept["mlflow_run"]
+    assert asked == 1
+    # Whoever is told to work the same time again finds it done; another night is another run, on what is stored.
+    again = work_off(config, DUE)[0]
+    assert (again.name, run_ids()) == ("Cancelled", [run_id])
+    write_config(config, {**yaml.safe_load(config.read_text()), "maps": ["ridge"]})
+    assert work_off(config, datetime.now(UTC))[0].name == "Completed"
+    assert len(run_ids()) == 2
+    assert {score["map"] for score in load_run(run_ids()[-1])["scores"]} == {"ridge"}
+    assert len(work.evaluated) == 2
+    assert sum(one.startswith("glove") for one in work.embedded) == 1
+
+
+def test_missed_runs_collapse_into_one(work_off: Callable[..., Any], config: Path) -> None:
+    from registry.results import run_ids
+
+    states = work_off(config, *(DUE + timedelta(days=day) for day in range(3)))
+    assert [state.name for state in states] == ["Completed", "Cancelled", "Cancelled"]
+    assert "made up for by the run" in states[1].message
+    assert len(run_ids()) == 1
+
+
+def test_one_run_at_a_time(client: Any, config: Path) -> None:
+    from prefect.states import Pending, Scheduled
+
+    from flows import schedules
+
+    schedules.add(config, every="1h")
+    made = next(one for one in schedules.deployments(client) if one.name == name_of(config))
+    first, second = (client.create_flow_run_from_deployment(made.id, state=Scheduled()) for _ in range(2))
+    for one in (first, second):
+        client.set_flow_run_state(one.id, Pending())
+    assert [client.read_flow_run(one.id).state.name for one in (first, second)] == ["Pending", "Cancelled"]
+    assert schedules.change(made.name, "cancel").startswith("cancelling 1 ")
+    assert client.read_flow_run(first.id).state.name in ("Cancelling", "Cancelled")
+
+
+def test_a_worker_of_another_version_says_so_and_the_schedule_stays(
+    work_off: Callable[..., Any], client: Any, config: Path
+) -> None:
+    from flows import schedules
+    from registry.results import run_ids
+
+    schedules.add(config, cron="0 2 * * *")
+    (state,) = work_off(config, DUE, version="0.0.7")
+    assert state.name == "Failed"
+    assert "made by suture 0.0.7, and this worker has " in state.message
+    assert run_ids() == []
+    assert name_of(config) in [one.name for one in schedules.deployments(client) if not one.paused]
+
+
+def test_new_weights_or_data_make_the_dependent_work_alone_run_again(
+    work_off: Callable[..., Any], tmp_path: Path, work: Work
+) -> None:
+    pictures, vectors = write_pictures(tmp_path / "own.parquet"), tmp_path / "vectors.npz"
+    import datasets
+
+    keys = datasets.Dataset.from_parquet(str(pictures))["key"]
+
+    def write_vectors(seed: int) -> None:
+        np.savez(vectors, keys=np.array(list(keys)), vectors=np.random.default_rng(seed).normal(size=(len(keys), 12)))
+
+    write_vectors(0)
+    content = small(pictures, name=f"nightly-{uuid4().hex[:6]}")
+    content["spaces"]["brought"] = {
+        "encoder": "precomputed", "options": {"path": str(vectors), "modality": "text"},
+    }  # fmt: skip
+    content["pairs"].append(["pixels", "brought"])
+    config = write_config(tmp_path / "nightly.yaml", content)
+
+    def night() -> tuple[set[str], list[tuple[str, str]]]:
+        from flows import steps
+
+        steps._dataset.cache_clear()  # A worker's process lives for one run.
+        work.embedded.clear()
+        work.evaluated.clear()
+        (state,) = work_off(config, datetime.now(UTC))
+        assert state.name == "Completed", state
+        return {one.split(" on ")[1] for one in work.embedded}, sorted(work.evaluated)
+
+    glove, brought = ("pixels", "glove"), ("pixels", "brought")
+    assert night() == ({"image", "en"}, [brought, glove])
+    assert night() == (set(), [])
+    write_vectors(1)
+    assert night() == (set(), [brought])
+    write_pictures(pictures, broken=(3,))
+    columns, evaluated = night()
+    assert "image" in columns
+    assert evaluated == [brought, glove]
+
+
+def test_prefect_yaml_names_a_flow_that_loads(prefect_server: str) -> None:
+    from prefect.flows import load_flow_from_entrypoint
+
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    (deployment,) = content["deployments"]
+    flow = load_flow_from_entrypoint(deployment["entrypoint"])
+    assert flow.name == "scheduled-run"
+    flow.validate_parameters(deployment["parameters"])
+    from prefect.client.schemas.schedules import CronSchedule
+
+    CronSchedule(**{key: deployment["schedules"][0][key] for key in ("cron", "timezone")})

@@ -1,0 +1,224 @@
+"""Drift: nothing found where nothing changed, as often as stated; planted changes found, by their true size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import binom, ortho_group
+
+from align import Space
+from registry import drift, inputs
+from registry.errors import BadItem, UserError
+from registry.results import ResultStore
+
+ITEMS = 400
+LEVEL = 0.05
+
+
+class Items:
+    """A data set of texts and pictures that are made of numbers."""
+
+    name = "made"
+    groups = None
+
+    def __init__(self, keys: list[str], labels: list[str], lengths: Any, greys: Any, bad: int = 0) -> None:
+        self.columns = {"text": "text", "image": "image"}
+        self.keys, self.labels, self.lengths, self.greys, self.bad = keys, labels, lengths, greys, bad
+
+    def fingerprint(self, column: str) -> str:
+        return str(hash((column, tuple(self.keys), tuple(self.lengths), tuple(self.greys), self.bad)))
+
+    def read(self, column: str, index: int) -> Any:
+        if column == "text":
+            return "x" * int(self.lengths[index])
+        if index < self.bad:
+            raise BadItem(self.keys[index], "cut off")
+        return Image.new("RGB", (8, 8), (int(self.greys[index]),) * 3)
+
+
+def some(rng: np.random.Generator, first: int = 0, shift: float = 0.0, share: float = 0.5, bad: int = 0) -> Items:
+    return Items(
+        [f"item{first + i}" for i in range(ITEMS)],
+        list(np.where(rng.random(ITEMS) < share, "cat", "dog")),
+        rng.poisson(40 + shift, ITEMS) + 1,
+        np.clip(rng.normal(120 + 2 * shift, 30, ITEMS), 0, 255),
+        bad,
+    )
+
+
+def kept(name: str, items: Items, hits: dict[str, np.ndarray], keys: dict[str, str] | None = None) -> dict[str, Any]:
+    """A run whose results are kept: the inputs' statistics, and one pair's hits a map."""
+    store = ResultStore()
+    addresses = {
+        "inputs": store.put(f"1{name}".ljust(32, "0"), *inputs.measure(items, items.columns)),  # type: ignore[arg-type]
+        "evaluate": [["item", 0, {"a -> b": f"2{name}".ljust(32, "0")}]],
+    }
+    content = {"items": items.keys, "units": items.keys}
+    arrays = {f"{m}\tcosine\tretrieval\trecall_at_1": v.astype(np.float32) for m, v in hits.items()}
+    store.put(addresses["evaluate"][0][2]["a -> b"], content, arrays)
+    facts = {"encoder": "e", "weights": "w", "preprocessing": "p", "backend": "b", "data": "d", "column": "text"}
+    spaces = [
+        {"name": space, "key": key, "rows": ITEMS, "skipped": [], **facts}
+        for space, key in (keys or {"a": "k"}).items()
+    ]
+    return {"id": name, "addresses": addresses, "spaces": spaces}
+
+
+def nothing(key: str, name: str) -> Space:
+    raise UserError(f"the store has no finished entry {key}")
+
+
+def found(result: dict[str, Any], measure: str) -> dict[str, Any]:
+    return next(row for row in result["rows"] if row["measure"].startswith(measure))
+
+
+def simulate(seed: int, *, drop: float = 0.0, shift: float = 0.0) -> dict[str, Any]:
+    """Two runs on other items of one population, whose hits on the same held-out items are drawn anew."""
+    rng = np.random.default_rng(seed)
+    first, second = some(rng), some(rng, shift=shift)
+    # Hits of one item resemble each other between maps and runs, as those of real ones do.
+    easy = rng.beta(2, 2, ITEMS)
+    runs = [
+        kept(name, items, {f"map{i}": rng.random(ITEMS) < easy - lower for i in range(6)})
+        for name, items, lower in (("before", first, 0.0), ("after", second, drop))
+    ]
+    return drift.compare(*runs, nothing, level=LEVEL)
+
+
+@pytest.mark.usefixtures("own_home")
+def test_without_a_change_alerts_are_as_rare_as_stated() -> None:
+    n = 300
+    alerts = sum(any(row["alert"] for row in simulate(seed)["rows"]) for seed in range(n))
+    # More than this has a chance below one in a thousand if the true rate is the stated one.
+    assert alerts <= binom.ppf(0.999, n, LEVEL)
+
+
+@pytest.mark.usefixtures("own_home")
+def test_planted_changes_are_found_by_their_size() -> None:
+    n, scores, texts, covered = 30, 0, 0, 0
+    for seed in range(1000, 1000 + n):
+        result = simulate(seed, drop=0.15, shift=3)
+        scores += found(result, "retrieval/recall_at_1")["alert"]
+        length = found(result, "mean characters")
+        texts += length["alert"]
+        covered += length["low"] <= 3 <= length["high"]
+    assert scores >= 0.9 * n
+    assert texts >= 0.9 * n
+    assert covered >= binom.ppf(0.001, n, 0.95)
+
+
+@pytest.mark.usefixtures("own_home")
+def test_the_same_addresses_are_no_drift_and_said_so() -> None:
+    rng = np.random.default_rng(0)
+    run = kept("one", some(rng), {"ridge": rng.random(ITEMS) < 0.5})
+    result = drift.compare(run, {**run, "id": "two"}, nothing)
+    assert result["rows"] == []
+    assert result["same"] == [
+        "inputs: the same items with the same content",
+        "space a",
+        "scores: every pair's outcomes",
+    ]
+
+
+@pytest.mark.usefixtures("own_home")
+def test_items_that_came_and_went_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    hits = {"ridge": rng.random(ITEMS) < 0.5}
+    result = drift.compare(kept("one", some(rng), hits), kept("two", some(rng, first=100, bad=90), hits), nothing)
+    assert found(result, "new items")["change"] == 100
+    assert found(result, "items gone")["change"] == 100
+    assert found(result, "items gone")["alert"]
+    assert found(result, "unreadable")["alert"]
+    assert found(result, "retrieval")["n"] == 300
+
+
+def test_a_large_data_set_is_compared_by_its_smallest_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "KEYS", 1000)
+    lengths = np.ones(20_000)
+    measured = [
+        inputs.measure(Items([f"{i}" for i in range(a, a + 20_000)], ["x"] * 20_000, lengths, lengths), ["text"])  # type: ignore[arg-type]
+        for a in (0, 4000)
+    ]
+    came, went, exact = inputs.turnover(*measured)
+    assert not exact
+    assert came == pytest.approx(4000, rel=0.2)
+    assert went == pytest.approx(4000, rel=0.2)
+
+
+def test_shares_of_classes_against_the_textbook() -> None:
+    change = drift._classes({"a": 100, "b": 100}, {"a": 100, "b": 200})
+    # Chi-square of [[100, 100], [100, 200]] without correction: 500 (100*200 - 100*100)^2 / (200*300*200*300).
+    from scipy.stats import chi2
+
+    assert change.p_value == pytest.approx(chi2.sf(500 * 10_000**2 / (200 * 300) ** 2, 1))
+    psi = (1 / 3 - 1 / 2) * np.log((1 / 3) / (1 / 2)) + (2 / 3 - 1 / 2) * np.log((2 / 3) / (1 / 2))
+    assert change.change == pytest.approx(psi, rel=0.02)
+    assert change.low < psi < change.high
+
+
+@pytest.fixture
+def opened() -> Callable[[np.ndarray, np.ndarray, list[str], list[str]], list[dict[str, Any]]]:
+    def run(X: np.ndarray, Y: np.ndarray, old_keys: list[str], new_keys: list[str]) -> list[dict[str, Any]]:
+        spaces = {"k1": Space("a", old_keys, [X]), "k2": Space("a", new_keys, [Y])}
+        base = {"name": "a", "rows": len(X), "skipped": [], "weights": "w"}
+        rows = drift.space_changes(
+            {"spaces": [{**base, "key": "k1"}]},
+            {"spaces": [{**base, "key": "k2", "weights": "other"}]},
+            lambda key, name: spaces[key],
+            [],
+            [],
+        )
+        return [drift.asdict(row) for row in drift.judge(rows)]
+
+    return run
+
+
+def test_spaces_that_moved_and_those_that_did_not(opened: Callable[..., list[dict[str, Any]]]) -> None:
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(500, 16)) @ rng.normal(size=(16, 16))).astype(np.float32)
+    keys = [f"{i}" for i in range(500)]
+    rounded = opened(X, X.astype(np.float16).astype(np.float32), keys, keys)
+    assert [(row["measure"], row["change"], row["alert"]) for row in rounded] == [("vectors that moved", 0.0, False)]
+    turned = opened(X, (X @ ortho_group.rvs(16, random_state=0)).astype(np.float32), keys, keys)
+    by = {row["measure"]: row for row in turned}
+    assert by["vectors that moved"]["change"] == 1.0
+    assert by["vectors that moved"]["alert"]
+    assert "weights" in by["vectors that moved"]["note"]
+    assert by["cka_debiased with before"]["change"] == pytest.approx(0, abs=1e-4)
+    assert by["mutual_knn with before"]["change"] == pytest.approx(0, abs=0.01)
+    wider = {row["measure"]: row for row in opened(X, np.hstack([X, X]), keys, keys)}
+    assert wider["vectors that moved"]["alert"]
+    assert "16 to 32 dimensions" in wider["vectors that moved"]["note"]
+
+
+def test_new_items_elsewhere_are_found_and_others_are_not(opened: Callable[..., list[dict[str, Any]]]) -> None:
+    alerts = {0.0: 0, 0.5: 0}
+    for shift in alerts:
+        for seed in range(12):
+            rng = np.random.default_rng(seed)
+            X, extra = rng.normal(size=(200, 8)), rng.normal(size=(60, 8))
+            extra[:, 0] += shift * 2
+            keys = [f"{i}" for i in range(260)]
+            rows = opened(X, np.concatenate([X, extra]), keys[:200], keys)
+            row = next(row for row in rows if row["measure"] == "shift of new items")
+            alerts[shift] += row["alert"]
+    assert alerts[0.0] <= 3
+    assert alerts[0.5] == 12
+
+
+def test_means_by_group_are_tested_by_flipping_groups(own_home: Path) -> None:
+    rng = np.random.default_rng(0)
+    units = [f"g{i // 10}" for i in range(400)]
+    old = rng.random(400) < 0.5
+    new = old ^ (rng.random(400) < 0.02)
+    content = {"items": [str(i) for i in range(400)], "units": units}
+    both = (content, {"k": old.astype(np.float32)}), (content, {"k": new.astype(np.float32)})
+    change = drift.score_change("a -> b", "m", [both], "k", "k") or pytest.fail("nothing was compared")
+    assert change.n == 40
+    assert change.change == pytest.approx(new.mean() - old.mean())
+    assert change.low <= change.change <= change.high

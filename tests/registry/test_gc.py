@@ -1,0 +1,269 @@
+"""Clean-up: what is referred to stays, what is not goes, also after a kill in the middle; running flows lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from registry import gc, lease
+from registry.errors import UserError
+from registry.record import TrackingUnavailable, client, record
+from registry.results import ResultStore, load_run, run_ids, save_run
+from registry.store import EmbeddingStore, Identity
+
+DAY = 86400.0
+FACTS = {
+    **dict.fromkeys(("encoder", "column", "modality", "weights", "data"), "x"),
+    "rows": 3, "dimension": 4, "control": False, "licence": None,
+}  # fmt: skip
+ROOT = Path(__file__).parents[2]
+
+
+def identity(name: str) -> Identity:
+    return Identity("encoder", "w", "p", "b", name, "text")
+
+
+def entry(name: str) -> str:
+    """A finished entry of the store, ten days old."""
+    store, keys = EmbeddingStore.default(), ["a", "b", "c"]
+    rows = np.random.default_rng(0).normal(size=(3, 4))
+    key = store.write(identity(name), keys, lambda wanted: (rows[wanted.start : wanted.stop], list(wanted), []))
+    path = store.folder(key) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "created": "2020-01-01T00:00:00+00:00"}))
+    age(store.folder(key))
+    return key
+
+
+def age(folder: Path, days: float = 10) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (time.time() - days * DAY,) * 2)
+
+
+def made(number: int, name: str = "nightly", days: float = 100.0, shared: str = "") -> dict[str, Any]:
+    """A kept run of its own entry and results, and of a shared entry."""
+    results = ResultStore()
+    addresses = [results.put(f"{number:02x}{part}".ljust(32, "0"), {"maps": []}) for part in "abc"]
+    (results.path(addresses[1], "") / "ridge").mkdir(parents=True)
+    (results.path(addresses[1], "") / "ridge" / "map.json").write_text("{}")
+    keys = {"own": entry(f"{name}{number}"), "shared": shared or entry("shared")}
+    run = {
+        "id": f"2026{number:04d}-000000-{name}-abcdef", "name": name, "started_ms": int((time.time() - days * DAY) * 1000),
+        "config": {}, "champion": None, "spaces": [{"name": space, "key": key, **FACTS} for space, key in keys.items()],
+        "pairs": [], "scores": [], "ranking": [], "timings": {}, "versions": {}, "splits": [], "notes": [],
+        "dataset": {"name": "d", "items": 3},
+        "addresses": {
+            "keys": keys, "compare": addresses[0], "fit": {"own -> shared": addresses[1]},
+            "evaluate": [["item", 0, {"own -> shared": addresses[2]}]],
+        },
+    }  # fmt: skip
+    save_run(run)
+    age(results.root)
+    return run
+
+
+def present(run: dict[str, Any]) -> tuple[bool, bool, bool]:
+    """Whether a run's record, its own entry, and all its results are there."""
+    addresses, store = run["addresses"], EmbeddingStore.default()
+    keys = [addresses["compare"], *addresses["fit"].values(), *addresses["evaluate"][0][2].values()]
+    there = {ResultStore().get(key) is not None for key in keys}
+    assert len(there) == 1
+    return run["id"] in run_ids(), addresses["keys"]["own"] in store, there.pop()
+
+
+@pytest.mark.usefixtures("own_home")
+def test_dry_run_counts_and_apply_removes_just_that() -> None:
+    runs = [made(number) for number in range(5)] + [made(9, "other"), made(8, "other", days=1)]
+    orphan = entry("orphan")
+    dry = gc.collect(keep_runs=2, keep_days=30)
+    assert all(present(run) == (True, True, True) for run in runs)
+    assert orphan in EmbeddingStore.default()
+    wet = gc.collect(keep_runs=2, keep_days=30, apply=True)
+    assert wet["kinds"] == dry["kinds"]
+    assert {kind: one["count"] for kind, one in wet["kinds"].items() if one["count"]} == {
+        "run": 3, "store entry": 4, "result": 9,
+    }  # fmt: skip
+    assert wet["kinds"]["store entry"]["bytes"] > 3 * 3 * 4 * 4
+    assert [present(run)[0] for run in runs] == [False, False, False, True, True, True, True]
+    assert all(len(set(present(run))) == 1 for run in runs)
+    assert runs[0]["addresses"]["keys"]["shared"] in EmbeddingStore.default()
+    assert orphan not in EmbeddingStore.default()
+    assert not list(ResultStore().root.glob("00/*"))
+    assert gc.collect(keep_runs=2, keep_days=30, apply=True)["bytes"] == 0
+
+
+@pytest.mark.usefixtures("own_home")
+def test_what_is_young_stays_whoever_refers_to_it() -> None:
+    made(0)
+    key, store = entry("young"), EmbeddingStore.default()
+    for path in store.folder(key).iterdir():
+        os.utime(path)
+    unfinished = store.folder(identity("unfinished").key)
+    unfinished.mkdir(parents=True)
+    (unfinished / "00000.npy").write_bytes(b"half")
+    young = ResultStore().put("f" * 32, {})
+    gc.collect(apply=True)
+    assert key in store
+    assert unfinished.exists()
+    assert young in ResultStore()
+    age(unfinished)
+    gc.collect(apply=True)
+    assert not unfinished.exists()
+
+
+@pytest.mark.usefixtures("own_home")
+def test_a_run_that_works_or_broke_off_loses_nothing() -> None:
+    runs = [made(number) for number in range(3)]
+    used, result = entry("of a run at work"), ResultStore().put("e" * 32, {})
+    age(ResultStore().root)
+    with lease.held(runs[0]["id"], store=[used], results=[result]):
+        gc.collect(keep_runs=1, keep_days=0, apply=True)
+        assert used in EmbeddingStore.default()
+        assert result in ResultStore()
+        assert [present(run)[0] for run in runs] == [True, False, True]
+    gc.collect(keep_runs=1, keep_days=0, apply=True)
+    assert used not in EmbeddingStore.default()
+    assert result not in ResultStore()
+    assert not present(runs[0])[0]
+
+
+BEGINNER = """
+import sys
+from registry import lease
+from registry.store import EmbeddingStore
+key = sys.argv[1]
+print("ready", flush=True)
+sys.stdin.readline()
+with lease.held("beginner", store=[key]):
+    before = key in EmbeddingStore.default()
+    print(before, flush=True)
+    sys.stdin.readline()
+    print(key in EmbeddingStore.default(), flush=True)
+"""
+
+
+@pytest.mark.usefixtures("own_home")
+@pytest.mark.parametrize("kind", ["run", "store entry"])
+def test_a_run_that_begins_meanwhile_waits_for_the_end(kind: str) -> None:
+    for number in range(2):
+        made(number)
+    keys = [entry(f"orphan{i}") for i in range(20)]
+    code = [sys.executable, "-c", BEGINNER, max(keys)]
+    with subprocess.Popen(code, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as beginner:
+        assert beginner.stdin
+        assert beginner.stdout
+        assert beginner.stdout.readline() == "ready\n"
+        told: list[str] = []
+
+        def tell(waste: gc.Waste) -> None:
+            if waste.kind == kind and not told:
+                told.append(waste.name)
+                beginner.stdin.write("go\n")  # type: ignore[union-attr]
+                beginner.stdin.flush()  # type: ignore[union-attr]
+                time.sleep(0.5)
+
+        gc.collect(keep_runs=1, keep_days=0, apply=True, tell=tell)
+        assert told
+        # Its lease came after the end: the entry is gone as a whole, and would be embedded again.
+        assert beginner.stdout.readline() == "False\n"
+        entry(f"orphan{keys.index(max(keys))}")
+        gc.collect(keep_runs=1, keep_days=0, apply=True)
+        beginner.stdin.write("go\n")
+        beginner.stdin.flush()
+        assert beginner.stdout.readline() == "True\n"
+
+
+KILLED = """
+import os, signal, sys
+from registry import gc
+left = int(sys.argv[1])
+unlink, rmdir = os.unlink, os.rmdir
+def counted(function):
+    def call(*a, **k):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*a, **k)
+    return call
+os.unlink, os.rmdir = counted(unlink), counted(rmdir)
+gc.collect(keep_runs=1, keep_days=0, apply=True)
+"""
+
+
+@pytest.mark.usefixtures("own_home")
+@pytest.mark.parametrize("steps", [3, 9, 16, 30])
+def test_a_killed_clean_up_leaves_a_consistent_store_and_the_next_one_finishes(steps: int) -> None:
+    runs = [made(number) for number in range(4)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(steps)], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    store = EmbeddingStore.default()
+    for key in store.entries():
+        store.open(key)  # Every byte against its checksum.
+    for run in runs:
+        for key in run["addresses"]["evaluate"][0][2].values():
+            assert key not in ResultStore() or ResultStore().get(key) is not None
+    age(store.root)
+    age(ResultStore().root)
+    gc.collect(keep_runs=1, keep_days=0, apply=True)
+    assert [present(run) for run in runs] == [(False, False, False)] * 3 + [(True, True, True)]
+    assert len(list(store.root.glob("v*/??/*"))) == 2
+    assert len(list(ResultStore().root.glob("??/*.json"))) == 3
+
+
+@pytest.mark.usefixtures("own_home")
+def test_models_keep_the_runs_that_made_them_and_mlflow_forgets_the_others() -> None:
+    runs = [made(number) for number in range(4)]
+    parents = [record(run, tracking_uri=None, experiment="e") for run in runs]
+    mlflow = client()
+    mlflow.create_registered_model("m")
+    for run, parent in zip(runs[:2], parents, strict=False):
+        uri = mlflow.get_run(parent).info.artifact_uri
+        mlflow.create_model_version("m", uri, parent, tags={"suture.run": run["id"]})
+    mlflow.set_registered_model_alias("m", "champion", "1")
+    found = gc.collect(keep_runs=1, keep_days=0, apply=True)
+    assert [present(run)[0] for run in runs] == [True, False, False, True]
+    assert found["kinds"]["model version"]["count"] == 1
+    assert [one.version for one in mlflow.search_model_versions("name = 'm'")] in ([1], ["1"])
+    stages = [mlflow.get_run(parent).info.lifecycle_stage for parent in parents]
+    assert stages == ["active", "deleted", "deleted", "active"]
+    files = [len(mlflow.list_artifacts(parent)) for parent in parents]
+    assert files[1:3] == [0, 0]
+    assert files[0] > 0
+    assert files[3] > 0
+    assert load_run(runs[0]["id"])["id"] == runs[0]["id"]
+
+
+@pytest.mark.usefixtures("own_home")
+def test_what_cannot_be_known_stops_it_before_anything_is_removed() -> None:
+    runs = [made(number) for number in range(3)]
+    save_run({**runs[2], "config": {"mlflow": {"tracking_uri": "http://127.0.0.1:9"}}})
+    with pytest.raises(TrackingUnavailable):
+        gc.collect(keep_runs=1, keep_days=0, apply=True)
+    assert all(present(run)[0] for run in runs)
+    path = gc.runs_folder() / runs[2]["id"] / "run.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(UserError, match="damaged"):
+        gc.collect(keep_runs=1, keep_days=0, apply=True)
+    assert all(run["id"] in run_ids() for run in runs)
+
+
+def test_a_store_that_others_may_use_is_left_alone(
+    own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUTURE_STORE", str(tmp_path / "shared"))
+    key = entry("orphan")
+    found = gc.collect(apply=True)
+    assert key in EmbeddingStore.default()
+    assert "may serve others" in found["notes"][0]
+    gc.collect(apply=True, shared_store=True)
+    assert key not in EmbeddingStore.default()

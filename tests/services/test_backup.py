@@ -1,0 +1,145 @@
+"""What docker/backup.py saved comes back: the same run in MLflow, the same flow runs and deployment, the same objects."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import boto3
+import requests
+
+from tests.services.conftest import Recorded
+from tests.services.topology import DOCKER, Topology
+
+
+def backup(services: Topology, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(DOCKER / "backup.py"), *map(str, words)]
+    return subprocess.run(command, env=services.tools(), capture_output=True, text=True, timeout=120)
+
+
+def prefect(services: Topology, path: str, content: dict[str, Any]) -> Any:
+    user, password = services.secrets["prefect_auth"].split(":")
+    answer = requests.post(f"{services.prefect_url}/{path}", json=content, auth=(user, password), timeout=30)
+    assert answer.ok, answer.text
+    return answer.json()
+
+
+def objects(services: Topology) -> dict[str, str]:
+    """Every object with the checksum of its content."""
+    at = services.environment()
+    store = boto3.client(
+        "s3", endpoint_url=at["AWS_ENDPOINT_URL"], region_name=at["AWS_DEFAULT_REGION"],
+        aws_access_key_id=at["AWS_ACCESS_KEY_ID"], aws_secret_access_key=at["AWS_SECRET_ACCESS_KEY"],
+    )  # fmt: skip
+    return {
+        f"{bucket}/{found['Key']}": hashlib.sha256(
+            store.get_object(Bucket=bucket, Key=found["Key"])["Body"].read()
+        ).hexdigest()
+        for bucket in ("mlflow", "suture")
+        for page in store.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        for found in page.get("Contents", ())
+    }
+
+
+def state(services: Topology, recorded: Recorded) -> dict[str, Any]:
+    """What people would miss: the run and its artifacts, the flow runs, the deployments, the objects."""
+    login = ("admin", services.secrets["mlflow_admin"])
+    api = f"{services.mlflow_url}/api/2.0/mlflow"
+    run = requests.get(f"{api}/runs/get", params={"run_id": recorded.mlflow_run}, auth=login, timeout=30).json()
+    files = requests.get(f"{api}/artifacts/list", params={"run_id": recorded.mlflow_run}, auth=login, timeout=30)
+    report = requests.get(
+        f"{services.mlflow_url}/get-artifact", params={"run_uuid": recorded.mlflow_run, "path": "run.json"},
+        auth=login, timeout=30,
+    )  # fmt: skip
+    return {
+        "run": run["run"],
+        "artifacts": files.json(),
+        "run.json": report.json()["id"],
+        "flow runs": sorted((one["id"], one["state_type"]) for one in prefect(services, "flow_runs/filter", {})),
+        "deployments": sorted((one["id"], one["name"]) for one in prefect(services, "deployments/filter", {})),
+        "objects": objects(services),
+    }
+
+
+def test_a_destroyed_installation_is_restored(services: Topology, recorded: Recorded, tmp_path: Path) -> None:
+    flow = prefect(services, "flows/filter", {"flows": {"name": {"any_": ["align-spaces"]}}})[0]
+    prefect(services, "deployments/", {"name": "nightly", "flow_id": flow["id"]})
+    before = state(services, recorded)
+    assert before["run.json"] == recorded.run_id
+    assert ("COMPLETED") in {kind for _, kind in before["flow runs"]}
+    assert [name for _, name in before["deployments"]] == ["nightly"]
+    assert any(name.endswith("report.html") for name in before["objects"])
+
+    saved = tmp_path / "backups" / "first"
+    done = backup(services, "save", saved)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(before['objects'])} objects" in done.stdout
+    manifest = json.loads((saved / "manifest.json").read_text())
+    assert {
+        f"{bucket}/{key}": value for bucket, kept in manifest["objects"].items() for key, value in kept.items()
+    } == (before["objects"])
+    assert [path.name for path in saved.parent.iterdir()] == ["first"], "no draft is left"
+    again = backup(services, "save", saved)
+    assert (again.returncode, again.stderr) == (
+        1,
+        f"error: {saved} exists: a backup is never overwritten, give another name\n",
+    )
+
+    # What comes after the backup, to see it go.
+    prefect(services, "flows/", {"name": "later"})
+    done = backup(services, "restore", saved, "--overwrite")
+    assert done.returncode == 1
+    assert "stop MLflow, Prefect and the workers first" in done.stderr
+    for name in ("mlflow", "prefect"):
+        services.stop(name)
+    done = backup(services, "restore", saved)
+    assert done.returncode == 1
+    assert "not empty: database prefect, database mlflow, bucket mlflow" in done.stderr
+    later = "select count(*) from flow where name = 'later'"
+    assert services.query("prefect", later) == [(1,)], "a refusal changes nothing"
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(saved, damaged)
+    victim = next((damaged / "objects").iterdir())
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    done = backup(services, "restore", damaged, "--overwrite")
+    assert done.returncode == 1
+    assert done.stderr == f"error: {victim} is missing or damaged: nothing was restored\n"
+    assert services.query("prefect", later) == [(1,)]
+
+    done = backup(services, "restore", saved, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert services.query("prefect", later) == [(0,)]
+
+    # Now all is lost: PostgreSQL's folder and every object.
+    for name in ("postgres", "store"):
+        services.kill(name)
+    shutil.rmtree(services.folder / "postgres")
+    services.start_empty()
+    assert objects(services) == {}
+    done = backup(services, "restore", saved)
+    assert done.returncode == 0, done.stderr
+    services.start_servers()
+    assert state(services, recorded) == before
+
+
+def test_what_is_no_backup_is_refused(services: Topology, tmp_path: Path) -> None:
+    done = backup(services, "restore", tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"error: {tmp_path} is no backup: it has no manifest.json\n")
+    (tmp_path / "manifest.json").write_text('{"format": 99}')
+    done = backup(services, "restore", tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"error: {tmp_path} has format 99: this program reads 1\n")
+
+
+def test_a_backup_that_cannot_be_whole_is_none(services: Topology, tmp_path: Path) -> None:
+    command = [sys.executable, str(DOCKER / "backup.py"), "save", str(tmp_path / "half")]
+    environment = {**services.tools(), "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Could not connect to the endpoint URL")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,177 @@
+"""docker/: one description of the services, which the native topology also starts from, without secrets in it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.services.topology import DOCKER, ROOT, Topology
+
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (DOCKER / "Dockerfile").read_text()
+PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+[\w.-]*")
+
+
+def instructions(name: str) -> list[str]:
+    """What follows an instruction of the Dockerfile, each time, with its lines joined."""
+    lines = DOCKERFILE.replace("\\\n", " ").splitlines()
+    return [line.split(maxsplit=1)[1] for line in lines if line.startswith(name + " ")]
+
+
+def test_the_services_are_those_that_are_needed() -> None:
+    assert set(SERVICES) == {"postgres", "store", "buckets", "mlflow", "prefect", "worker", "backup"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_service_is_pinned_limited_and_watched(name: str) -> None:
+    service = SERVICES[name]
+    assert PINNED.fullmatch(service["image"]), "a version, not latest"
+    limits = service["deploy"]["resources"]["limits"]
+    assert set(limits) == {"cpus", "memory"}
+    once = name in ("buckets", "backup")
+    assert service["restart"] == ("no" if once else "unless-stopped")
+    if not once:
+        # The image's own check asks HEALTH_URL; the others have one of theirs.
+        watched = "HEALTH_URL" in service["environment"] if "build" in service else "test" in service["healthcheck"]
+        assert watched
+    assert service.get("privileged") is None
+    if (
+        name != "postgres"
+    ):  # Its image starts as root to own its volume and then gives that up, which takes capabilities.
+        assert service["cap_drop"] == ["ALL"]
+        assert service["read_only"] is True
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_ports_are_published_on_loopback_only() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {
+        "mlflow": ["${SUTURE_BIND:-127.0.0.1}:5000:5000"],
+        "prefect": ["${SUTURE_BIND:-127.0.0.1}:4200:4200"],
+    }
+    assert not any(service.get("network_mode") for service in SERVICES.values())
+
+
+def test_everything_waits_for_what_it_needs() -> None:
+    waits = {name: service.get("depends_on", {}) for name, service in SERVICES.items()}
+    healthy, done = {"condition": "service_healthy"}, {"condition": "service_completed_successfully"}
+    assert waits["mlflow"] == {"postgres": healthy, "buckets": done}
+    assert waits["prefect"] == {"postgres": healthy}
+    assert waits["buckets"] == {"store": healthy}
+    assert waits["worker"] == {"mlflow": healthy, "prefect": healthy}
+
+
+def test_secrets_are_files_that_each_service_is_given() -> None:
+    made = set(re.findall(r"for name in (.*); do", (DOCKER / "secrets.sh").read_text())[0].split())
+    assert set(COMPOSE["secrets"]) == made
+    assert all(secret == {"file": f"secrets/{name}"} for name, secret in COMPOSE["secrets"].items())
+    entrypoint = (DOCKER / "entrypoint.sh").read_text().replace("\\\n", " ")
+    read = re.findall(r"for name in (.*?);", entrypoint)[0].split()
+    for name, service in SERVICES.items():
+        asked = {key: value for key, value in service["environment"].items() if key.endswith("_FILE")}
+        assert {value.removeprefix("/run/secrets/") for value in asked.values()} <= set(service["secrets"]), name
+        if name != "postgres":  # It reads its own.
+            assert {key.removesuffix("_FILE") for key in asked} <= set(read), name
+        for key, value in service["environment"].items():
+            if re.search(r"PASSWORD|SECRET|AUTH_STRING|ACCESS_KEY|TOKEN", key):
+                assert key.endswith("_FILE"), f"{name}: {key} is a literal"
+            assert "@" not in str(value), f"{name}: {key} may hold a password"
+
+
+def test_no_secret_is_in_the_repository_or_the_image() -> None:
+    assert "secrets/" in (DOCKER / ".gitignore").read_text().split()
+    ignored = (DOCKER / "Dockerfile.dockerignore").read_text().split()
+    assert ignored[0] == "*", "only what is named reaches the build"
+    assert not any("secret" in line or ".env" in line for line in ignored)
+    for line in (DOCKER / ".env.example").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"SUTURE_\w+=", line), line
+    asked = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text()))
+    offered = set(re.findall(r"^(\w+)=", (DOCKER / ".env.example").read_text(), re.M))
+    assert asked == offered
+    assert "ENV" in DOCKERFILE
+    assert not any(re.search(r"PASSWORD|SECRET|TOKEN|AUTH", line) for line in instructions("ENV") + instructions("ARG"))
+
+
+def test_secrets_are_random_kept_and_only_their_owners(tmp_path: Path) -> None:
+    def made(folder: Path) -> dict[str, str]:
+        subprocess.run(["sh", DOCKER / "secrets.sh", folder], check=True)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        return {path.name: path.read_text() for path in folder.iterdir()}
+
+    first, other = made(tmp_path / "one"), made(tmp_path / "two")
+    assert made(tmp_path / "one") == first, "what is there stays"
+    assert len({*first.values(), *other.values()}) == 2 * len(COMPOSE["secrets"])
+    assert all(len(value) >= 20 for value in first.values())
+
+
+def test_the_entrypoint_reads_files_and_refuses_an_empty_one(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text('it\'s $HOME "quoted"\n')
+    command = ["sh", str(DOCKER / "entrypoint.sh"), "printenv", "PGPASSWORD"]
+    done = subprocess.run(command, env={"PGPASSWORD_FILE": str(secret)}, capture_output=True, text=True)
+    assert done.stdout == 'it\'s $HOME "quoted"\n'
+    secret.write_text("")
+    done = subprocess.run(command, env={"PGPASSWORD_FILE": str(secret)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith("PGPASSWORD_FILE: there is nothing in ")
+
+
+def test_images_are_pinned_small_and_not_run_by_root() -> None:
+    stages = [line.split(" AS ") for line in instructions("FROM")]
+    names = {name for _, name in stages}
+    assert [base for base, _ in stages if base not in names] == ["python:3.11.14-slim-trixie"]
+    assert {"server", "worker"} <= names
+    assert all(
+        "-c constraints.txt" in line or "--no-deps" in line for line in instructions("RUN") if "pip install" in line
+    )
+    # What runs is a stage without the compilers and caches of the build.
+    assert not any(base.endswith("build") for base, name in stages if name in ("server", "worker"))
+    assert instructions("USER")[-1] == "suture"
+    tail = DOCKERFILE.split("FROM runtime AS server")[1]
+    assert tail.index("USER root") < tail.index("USER suture")
+    assert "HEALTH_URL" in instructions("HEALTHCHECK")[0]
+    assert {service["build"]["target"] for service in SERVICES.values() if "build" in service} == {"server", "worker"}
+
+
+def test_what_the_images_copy_is_there() -> None:
+    allowed = [line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().split() if line.startswith("!")]
+    for line in instructions("COPY"):
+        words = shlex.split(line)
+        if words[0].startswith("--from"):
+            continue
+        for source in words[:-1]:
+            assert (ROOT / source).exists(), source
+            assert source in allowed, f"{source} does not reach the build"
+    for service in SERVICES.values():
+        words = [*service.get("entrypoint", ()), *service.get("command", ())]
+        for word in words:
+            if word.startswith("/opt/suture/"):
+                assert (DOCKER / Path(word).name).is_file()
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert (DOCKER / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
+
+
+def test_workers_are_given_what_clients_need(services: Topology) -> None:
+    given = {name.removesuffix("_FILE") for name in SERVICES["worker"]["environment"]}
+    assert set(services.environment()) <= given, "the native topology's clients and the container's know the same names"
+    addresses = {name: SERVICES["worker"]["environment"][name] for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
+    assert addresses == {"PREFECT_API_URL": "http://prefect:4200/api", "MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+
+
+@pytest.mark.parametrize("name", ["mlflow", "prefect"])
+def test_health_is_asked_where_the_running_server_answers(services: Topology, name: str) -> None:
+    import requests
+
+    described = SERVICES[name]["environment"]["HEALTH_URL"]
+    port = {"mlflow": "5000", "prefect": "4200"}[name]
+    assert described.startswith(f"http://127.0.0.1:{port}/")
+    running = described.replace(port, str(services.ports[name]))
+    assert requests.get(running, timeout=10).status_code == 200, "without a password"

@@ -1,0 +1,189 @@
+"""Nobody writes without a password, services listen on loopback only, and no secret is ever kept or shown."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import boto3
+import psutil
+import pytest
+import requests
+
+from tests.services.conftest import Recorded
+from tests.services.topology import Topology
+
+WRITES = ("post", "put", "patch", "delete")
+
+
+def refused(calls: list[tuple[str, str]], **options: object) -> dict[tuple[str, str], int]:
+    """The calls that were answered by anything but 401 or 403."""
+    with requests.Session() as session, ThreadPoolExecutor(4) as pool:
+
+        def ask(call: tuple[str, str]) -> int:
+            return session.request(call[0], call[1], timeout=30, **options).status_code  # type: ignore[arg-type]
+
+        codes = dict(zip(calls, pool.map(ask, calls), strict=True))
+    return {call: code for call, code in codes.items() if code not in (401, 403)}
+
+
+@pytest.fixture(scope="module")
+def mlflow_writes(services: Topology) -> list[tuple[str, str]]:
+    """Every route of MLflow's server that takes more than GET."""
+    from mlflow.server import app
+    from mlflow.server.auth import routes
+    from mlflow.server.fastapi_app import create_fastapi_app
+
+    found = {
+        (method.lower(), re.sub(r"<[^>]+>", "1", rule.rule))
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or ()
+    }
+    # Those of users and permissions are there only where passwords are asked, which also comes before the method is looked at.
+    found |= {
+        (method, re.sub(r"<[^>]+>", "1", path))
+        for path in vars(routes).values()
+        if isinstance(path, str) and path.startswith(("/api/", "/ajax-api/"))
+        for method in WRITES
+    }
+    for path, methods in create_fastapi_app(app).openapi()["paths"].items():
+        found |= {(method, re.sub(r"{[^}]+}", "1", path)) for method in methods}
+    return sorted((method, services.mlflow_url + path) for method, path in found if method in WRITES)
+
+
+@pytest.fixture(scope="module")
+def prefect_writes(services: Topology) -> list[tuple[str, str]]:
+    """Every route of Prefect's server that takes more than GET."""
+    user, password = services.secrets["prefect_auth"].split(":")
+    described = requests.get(services.prefect_url.removesuffix("/api") + "/openapi.json", timeout=60)
+    if described.status_code != 200 or not described.json()["paths"]:
+        described = requests.get(services.prefect_url + "/openapi.json", auth=(user, password), timeout=60)
+    paths = described.json()["paths"]
+    base = services.prefect_url.removesuffix("/api")
+    return sorted(
+        (method, base + ("" if path.startswith("/api") else "/api") + re.sub(r"{[^}]+}", "1", path))
+        for path, methods in paths.items()
+        for method in methods
+        if method in WRITES
+    )
+
+
+@pytest.mark.parametrize("login", [None, ("admin", "password1234"), ("admin", ""), ("nobody", "x")])
+def test_no_write_to_mlflow_without_the_password(
+    services: Topology, mlflow_writes: list[tuple[str, str]], login: tuple[str, str] | None
+) -> None:
+    api = f"{services.mlflow_url}/api/2.0"
+    wanted = [
+        ("post", f"{api}/mlflow/experiments/create"), ("post", f"{api}/mlflow/runs/create"),
+        ("post", f"{api}/mlflow/runs/log-batch"), ("post", f"{api}/mlflow/registered-models/create"),
+        ("put", f"{api}/mlflow-artifacts/artifacts/1"), ("post", f"{api}/mlflow/users/create"),
+    ]  # fmt: skip
+    assert set(wanted) <= set(mlflow_writes)
+    assert len(mlflow_writes) > 200
+    assert refused(mlflow_writes if login is None else wanted, json={}, auth=login) == {}
+
+
+@pytest.mark.parametrize("login", [None, ("suture", "x"), ("", "")])
+def test_no_write_to_prefect_without_the_password(
+    services: Topology, prefect_writes: list[tuple[str, str]], login: tuple[str, str] | None
+) -> None:
+    api = services.prefect_url
+    wanted = [("post", f"{api}/{what}/") for what in ("deployments", "flow_runs", "work_pools", "variables")]
+    assert set(wanted) <= set(prefect_writes)
+    assert len(prefect_writes) > 100
+    assert refused(prefect_writes if login is None else wanted, json={}, auth=login) == {}
+
+
+def test_the_password_opens_what_was_refused(services: Topology) -> None:
+    """Else the refusals above would prove nothing."""
+    login = ("admin", services.secrets["mlflow_admin"])
+    url = f"{services.mlflow_url}/api/2.0/mlflow/experiments/create"
+    assert requests.post(url, json={"name": "opened"}, auth=login, timeout=30).status_code == 200
+    user, password = services.secrets["prefect_auth"].split(":")
+    made = requests.post(f"{services.prefect_url}/flows/", json={"name": "opened"}, auth=(user, password), timeout=30)
+    assert made.status_code == 201
+
+
+def test_a_page_of_another_host_is_refused(services: Topology) -> None:
+    login = ("admin", services.secrets["mlflow_admin"])
+    url = f"{services.mlflow_url}/api/2.0/mlflow/experiments/create"
+    for header in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+        answer = requests.post(url, json={"name": "evil"}, auth=login, headers=header, timeout=30)
+        assert answer.status_code == 403, header
+
+
+def test_services_listen_on_loopback_only(services: Topology) -> None:
+    heard = {}
+    for name in ("postgres", "store", "mlflow", "prefect"):
+        heard[name] = {
+            (at.laddr.ip, at.laddr.port)
+            for process in services.services[name].tree()
+            for at in process.net_connections()
+            if at.status == psutil.CONN_LISTEN
+        }
+        assert ("127.0.0.1", services.ports[name]) in heard[name]
+    assert {ip for found in heard.values() for ip, _ in found} <= {"127.0.0.1", "::1"}
+
+
+def test_postgres_wants_a_password(services: Topology) -> None:
+    import psycopg2
+
+    for user, password in (("postgres", ""), ("mlflow", "x"), ("prefect", services.secrets["mlflow_database"])):
+        with pytest.raises(psycopg2.OperationalError):
+            psycopg2.connect(
+                host="127.0.0.1", port=services.ports["postgres"], user=user, dbname=user, password=password
+            )
+    with pytest.raises(psycopg2.OperationalError, match="permission denied"):
+        psycopg2.connect(
+            host="127.0.0.1", port=services.ports["postgres"], user="mlflow", dbname="prefect",
+            password=services.secrets["mlflow_database"],
+        )  # fmt: skip
+
+
+def test_no_secret_is_on_a_command_line(services: Topology) -> None:
+    words = [
+        word for name in services.services for process in services.services[name].tree() for word in process.cmdline()
+    ]
+    assert any("uvicorn" in word for word in words)
+    assert [word for word in words for secret in services.secrets.values() if secret in word] == []
+
+
+def kept(services: Topology, recorded: Recorded) -> Iterator[tuple[str, bytes]]:
+    """All that a run leaves anywhere: what was printed, logs, files, both databases as text, and every object."""
+    yield "what the run printed", recorded.printed.encode()
+    for folder in (services.logs, recorded.home):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                yield str(path), path.read_bytes()
+    for user in ("mlflow", "prefect"):
+        done = subprocess.run(["pg_dump"], env=services.tools(user), capture_output=True, check=True)
+        yield f"the database {user}", done.stdout
+    store = boto3.client(
+        "s3", endpoint_url=services.store_url, region_name="us-east-1",
+        aws_access_key_id=services.secrets["store_key"], aws_secret_access_key=services.secrets["store_secret"],
+    )  # fmt: skip
+    for bucket in ("mlflow", "suture"):
+        for page in store.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for found in page.get("Contents", ()):
+                yield f"{bucket}/{found['Key']}", store.get_object(Bucket=bucket, Key=found["Key"])["Body"].read()
+
+
+def test_no_secret_is_kept_by_a_real_run(services: Topology, recorded: Recorded) -> None:
+    secrets = {name: value.encode() for name, value in services.secrets.items()}
+    secrets["the password of prefect_auth"] = secrets["prefect_auth"].split(b":")[1]
+    for name in ("prefect_auth", "mlflow_admin"):
+        login = secrets[name] if name == "prefect_auth" else b"admin:" + secrets[name]
+        secrets[f"{name} as a header"] = base64.b64encode(login).rstrip(b"=")
+    found, ids = set(), []
+    for place, content in kept(services, recorded):
+        found |= {(place, name) for name, value in secrets.items() if value in content}
+        if recorded.run_id.encode() in content:
+            ids.append(place)
+    # The same search does find what is there: in both databases, in files and among the objects.
+    assert {"the database mlflow", "the database prefect"} <= set(ids)
+    assert any(place.startswith("mlflow/") for place in ids)
+    assert any(place.startswith(str(recorded.home)) for place in ids)
+    assert found == set()
