@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from filelock import FileLock, Timeout
 from prefect.client.orchestration import SyncPrefectClient
@@ -83,7 +84,7 @@ def _settle(client: SyncPrefectClient | None, dead: lease.Lease) -> list[str]:
         again = None
         if client is not None and dead.details.get("flow_run"):
             with suppress(ObjectNotFound):  # Of a server that is no more.
-                again = _take_up(client, client.read_flow_run(dead.details["flow_run"]), "its process died")
+                again = _take_up(client, client.read_flow_run(UUID(dead.details["flow_run"])), "its process died")
         if again is not None:
             done.append(f"{dead.run}: {again}")
         elif dead.run in run_ids() and not load_run(dead.run).get("mlflow_run"):

@@ -240,10 +240,11 @@ def add(
 
 
 def _deploy(name: str, path: str, schedule: CronSchedule | IntervalSchedule | None, pool: str) -> Any:
-    from prefect.flows import EntrypointType
+    from prefect.deployments.runner import EntrypointType, RunnerDeployment
 
     made_by = version("suture")
-    deployment = scheduled_run.to_deployment(
+    deployment = RunnerDeployment.from_flow(
+        scheduled_run,
         name,
         schedules=[schedule] if schedule else [],
         parameters={"config": path, "version": made_by, "folder": str(Path.cwd())},

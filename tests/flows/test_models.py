@@ -103,6 +103,12 @@ def test_a_run_is_exported_in_every_format_and_all_answer_alike(
     np.testing.assert_allclose(
         [row["score"] for row in said["onnx"]], [row["score"] for row in said["folder"]], rtol=1e-4
     )
+    # The anchors travel as references, which rules besides the cosine compare with.
+    code, out, err = main("predict", tmp_path / "folder", files / "a.png", "--rule", "csls", "--json")
+    assert (code, json.loads(out)["input"]) == (0, str(files / "a.png")), err
+    code, out, err = main("export", "latest", tmp_path / "head", "--inputs", "vectors", "--json")
+    assert code == 0, err
+    assert not (tmp_path / "head" / "image.onnx").exists()
     card = (tmp_path / "folder" / "README.md").read_text()
     for part in ("must not be used for", "Apache-2.0", "zero_shot", "95 % interval", runs[1]["spaces"][0]["weights"]):
         assert part in card
