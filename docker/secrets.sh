@@ -15,3 +15,5 @@ for name in postgres mlflow_database mlflow_admin mlflow_flask prefect_database 
     printf %s "$value" > "$folder/$name"
     chmod 444 "$folder/$name"
 done
+[ -e "$folder/webhook" ] || : > "$folder/webhook"
+chmod 444 "$folder/webhook"

@@ -11,11 +11,10 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from urllib.parse import quote
-from uuid import UUID
 
-from flows.config import RunConfig, WatchConfig
+from flows.config import RunConfig, WatchConfig, load_config
 from flows.logs import log, redact
 from registry.errors import UserError, one_line
 from registry.home import home
@@ -118,9 +117,14 @@ def failed(flow: Any, flow_run: Any, state: Any) -> None:
     from flows.align_spaces import Cancelled
 
     config = (flow_run.parameters or {}).get("config")
+    if isinstance(config, str):  # of a scheduled run: the file, which may be what failed
+        with suppress(UserError):
+            config = load_config(config)
     if isinstance(config, dict):
-        config = config.get("watch") or {}
-    watch = config.watch if isinstance(config, RunConfig) else WatchConfig.model_validate(config or {})
+        config = WatchConfig.model_validate(config.get("watch") or {})
+    watch = (
+        config.watch if isinstance(config, RunConfig) else config if isinstance(config, WatchConfig) else WatchConfig()
+    )
     error = None
     with suppress(Exception):
         error = state.result(raise_on_failure=False)
@@ -129,45 +133,3 @@ def failed(flow: Any, flow_run: Any, state: Any) -> None:
     reason = one_line(error) if isinstance(error, BaseException) else state.message or state.name
     run_id = flow_run.name or str(flow_run.id)
     send(run_id, "failed", f"run {run_id} {state.name.lower()}: {reason}", name=flow.name)
-
-
-def create_automation(name: str = "suture: failed runs", *, flow: str = "align-spaces") -> str:
-    """Let Prefect's server tell the webhook of every run of a flow that fails, crashes or goes missing; gives the id.
-
-    For runs whose own process can say nothing any more. Made again it replaces the one of that name. The address is kept
-    in a block of Prefect's, encrypted.
-
-    Raises `UserError` where no webhook is configured.
-    """
-    from prefect.automations import Automation
-    from prefect.blocks.webhook import Webhook
-    from prefect.events.actions import CallWebhook
-    from prefect.events.schemas.automations import EventTrigger, Posture
-    from prefect.events.schemas.events import ResourceSpecification
-    from prefect.types import SecretDict
-    from pydantic import SecretStr
-
-    url = webhook()
-    if url is None:
-        raise UserError(f"no webhook is configured: set {URL}, or {URL}_FILE to a file that holds it")
-    block = Webhook(method="POST", url=SecretStr(url), headers=SecretDict({"Content-Type": "application/json"}))
-    # Each of these is a coroutine where an event loop runs, and here none does.
-    kept = cast(UUID, block.save("suture-webhook", overwrite=True))
-    text = "('run ' ~ flow_run.name ~ ' ' ~ flow_run.state.name ~ ': ' ~ flow_run.state.message)"
-    fields = {"text": text, "run": "flow_run.name", "name": "flow.name", "kind": "'failed'"}
-    payload = "{" + ", ".join(f'"{key}": {{{{ {value} | tojson }}}}' for key, value in fields.items()) + "}"
-    with suppress(ValueError):
-        cast(Automation, Automation.read(name=name)).delete()
-    made = Automation(
-        name=name,
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": flow}),
-            for_each={"prefect.resource.id"},
-            threshold=1,
-        ),
-        actions=[CallWebhook(block_document_id=kept, payload=payload)],
-    )
-    return str(cast(Automation, made.create()).id)

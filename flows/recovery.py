@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
-from flows import recording, schedules
+from flows import notify, recording, schedules
 from flows.config import RunConfig
 from registry import lease
 from registry.errors import UserError, one_line
@@ -118,6 +118,7 @@ def _take_up(client: SyncPrefectClient, run: FlowRun, why: str) -> str | None:
     if len(before) >= RESTARTS:
         message = f"given up after {RESTARTS} restarts: {why}; see the worker's log, and start it again when mended"
         client.set_flow_run_state(run.id, Failed(message=message), force=True)
+        notify.send(run.name, "failed", f"run {run.name}: {message}", name=schedules.FLOW)
         return message
     message = f"{TAKEN_UP} ({len(before) + 1} of {RESTARTS}): {why}"
     client.set_flow_run_state(run.id, AwaitingRetry(scheduled_time=datetime.now(UTC), message=message))

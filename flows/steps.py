@@ -307,12 +307,13 @@ def fit(config: RunConfig, source: str, target: str, keys: dict[str, str]) -> st
     kind, seed = config.splits.all[0]
     maps, key = _fitted_maps(config, source, target), fit_key(config, source, target, keys)
     results = ResultStore()
-    if results.get(key) is None:
-        bench = Workbench(config, {name: keys[name] for name in (source, target)}, {}, kind, seed)
-        evaluation, _ = bench.evaluation(source, target)
-        for m in maps:
-            _named(evaluation.fit, m, source, target).save(map_folder(key, m.label))
-        results.put(key, {"maps": [m.label for m in maps]})
+    with results.making(key):
+        if results.get(key) is None:
+            bench = Workbench(config, {name: keys[name] for name in (source, target)}, {}, kind, seed)
+            evaluation, _ = bench.evaluation(source, target)
+            for m in maps:
+                _named(evaluation.fit, m, source, target).save(map_folder(key, m.label))
+            results.put(key, {"maps": [m.label for m in maps]})
     return key
 
 
@@ -372,10 +373,14 @@ def evaluate(
         bench = Workbench(config, keys, prompts, kind, seed, progress)
         bench.plan(missing)
         for source, target in missing:
-            start = time.perf_counter()
-            content, arrays = _outcomes(config, bench, source, target)
-            content["seconds"] = time.perf_counter() - start
-            results.put(wanted[source, target], content, arrays)
+            key = wanted[source, target]
+            with results.making(key):
+                # Another flow may have been at it.
+                if results.get(key) is None:
+                    start = time.perf_counter()
+                    content, arrays = _outcomes(config, bench, source, target)
+                    content["seconds"] = time.perf_counter() - start
+                    results.put(key, content, arrays)
             progress(1)
     return {f"{source} -> {target}": key for (source, target), key in wanted.items()}
 
@@ -424,22 +429,25 @@ def compare(config: RunConfig, keys: dict[str, str]) -> str:
     """Similarity of all spaces on their common items, and the health of each; gives the result's address."""
     key = compare_key(config, keys)
     results = ResultStore()
-    if results.get(key) is None:
-        spaces = {name: store().open(keys[name], name, verify=False) for name in config.spaces}
-        first, *others = spaces.values()
-        common = [item for item in first.keys if all(item in other.position for other in others)]
-        if len(common) < 4:
-            return results.put(key, {"spaces": [], "items": len(common)})
-        rows = {name: space.take(np.array([space.position[item] for item in common])) for name, space in spaces.items()}
-        matrices = similarity_matrices(rows, config.measures)
-        kept = {name: matrix.round(6).tolist() for name, matrix in matrices.items()}
-        readings = {
-            name: {measure: asdict(one) for measure, one in health(space, config.health).items()}
-            if config.health
-            else {}
-            for name, space in rows.items()
-        }
-        chance = min(10, len(common) - 2) / (len(common) - 1)
-        content = {"spaces": list(spaces), "items": len(common), "mutual_knn_chance": chance}
-        results.put(key, {**content, "matrices": kept, "health": readings})
+    with results.making(key):
+        if results.get(key) is None:
+            spaces = {name: store().open(keys[name], name, verify=False) for name in config.spaces}
+            first, *others = spaces.values()
+            common = [item for item in first.keys if all(item in other.position for other in others)]
+            if len(common) < 4:
+                return results.put(key, {"spaces": [], "items": len(common)})
+            rows = {
+                name: space.take(np.array([space.position[item] for item in common])) for name, space in spaces.items()
+            }
+            matrices = similarity_matrices(rows, config.measures)
+            kept = {name: matrix.round(6).tolist() for name, matrix in matrices.items()}
+            readings = {
+                name: {measure: asdict(one) for measure, one in health(space, config.health).items()}
+                if config.health
+                else {}
+                for name, space in rows.items()
+            }
+            chance = min(10, len(common) - 2) / (len(common) - 1)
+            content = {"spaces": list(spaces), "items": len(common), "mutual_knn_chance": chance}
+            results.put(key, {**content, "matrices": kept, "health": readings})
     return key

@@ -29,8 +29,9 @@ def inputs_key(config: RunConfig) -> str:
 def measure_inputs(config: RunConfig) -> str:
     """Measure a run's inputs, or find it done; gives the address."""
     key, results = inputs_key(config), ResultStore()
-    if key not in results:
-        results.put(key, *inputs.measure(steps.dataset_of(config), _columns(config)))
+    with results.making(key):
+        if key not in results:
+            results.put(key, *inputs.measure(steps.dataset_of(config), _columns(config)))
     return key
 
 

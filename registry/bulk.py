@@ -170,7 +170,7 @@ def _iterable(stream: datasets.IterableDataset, total: int | None) -> Split:
 def _parquets(files: Sequence[str]) -> Split:
     """Parquet files, here or on the hub. The library's own stream would hold a whole row group, decoded."""
     import datasets
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
     import pyarrow.parquet
 
     def batches(column: str) -> Iterator[list[Any]]:
@@ -230,8 +230,8 @@ def _value(value: Any, kind: str, folder: Path | None) -> bytes | str | Exceptio
 
 
 @contextmanager
-def answers_to(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Write answers, as `registry.stitched.predict` gives them, into a .jsonl or .parquet file by calling what this gives.
+def answers_to(path: Path, output: str = "labels") -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Write answers, as `registry.stitched.predict` gives them for an `output`, into a .jsonl or .parquet file by calling what this gives.
 
     They go into a draft beside it, which takes its name only when the block ends well. Raises `UserError` for another
     ending, and a folder that is not there.
@@ -244,7 +244,7 @@ def answers_to(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
         )
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with (_parquet if path.suffix == ".parquet" else _lines)(draft) as write:
+        with _parquet(draft, output) if path.suffix == ".parquet" else _lines(draft) as write:
             waiting: list[dict[str, Any]] = []
 
             def add(answer: dict[str, Any]) -> None:
@@ -269,15 +269,14 @@ def _lines(path: Path) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
 
 
 @contextmanager
-def _parquet(path: Path) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """Columns input, label, score, labels, scores and error; what an answer does not have is null."""
+def _parquet(path: Path, output: str) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Columns input and error, and embedding, or label, score, labels and scores; what an answer does not have is null."""
     import pyarrow as pa
     import pyarrow.parquet
 
     text, number = pa.string(), pa.float32()
-    columns = {
-        "input": text, "label": text, "score": number, "labels": pa.list_(text), "scores": pa.list_(number), "error": text,
-    }  # fmt: skip
-    schema = pa.schema(columns)
+    named = {"label": text, "score": number, "labels": pa.list_(text), "scores": pa.list_(number)}
+    answered = {"embedding": pa.list_(number)} if output == "embeddings" else named
+    schema = pa.schema({"input": text, **answered, "error": text})
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         yield lambda answers: writer.write_table(pa.Table.from_pylist(answers, schema=schema))

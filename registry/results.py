@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -47,6 +50,14 @@ class ResultStore:
 
     def __contains__(self, key: str) -> bool:
         return self.path(key).is_file()
+
+    @contextmanager
+    def making(self, key: str) -> Iterator[None]:
+        """Hold this address for computing: a flow that wants the same at the same time waits, and then finds it kept."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        # One lock for many addresses: few files, and who waits for another's seldom waits.
+        with FileLock(self.root / f".{key[:2]}.lock"):
+            yield
 
     def put(self, key: str, content: dict[str, Any], arrays: dict[str, np.ndarray] | None = None) -> str:
         """Keep a result; gives its address. Raises OSError (a full disk) and then leaves nothing half there."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -74,12 +76,12 @@ class Shard:
     """Items left out, with the reason."""
 
     @classmethod
-    def read(cls, content: bytes) -> Shard | None:
+    def read(cls, content: builtins.bytes) -> Shard | None:
         """From a side file; None where it is none."""
         try:
             kept = json.loads(content)
             skipped = tuple((key, why) for key, why in kept["skipped"])
-            return cls(*(kept[name] for name in ("rows", "dimension", "sha256", "bytes")), tuple(kept["keys"]), skipped)
+            return cls(kept["rows"], kept["dimension"], kept["sha256"], kept["bytes"], tuple(kept["keys"]), skipped)
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -278,8 +280,10 @@ class EmbeddingStore:
         """
 
         def here(missing: dict[int, range]) -> Iterator[int]:
-            for number, rows in missing.items():
-                self.write_shard(identity, number, keys, *embed(rows))
+            # Machines that begin at once do not all begin with the same shard, and leave out what another one has sent.
+            for number in missing if self.remote is None else random.sample(list(missing), len(missing)):
+                if self.remote is None or self.shard(identity.key, number) is None:
+                    self.write_shard(identity, number, keys, *embed(missing[number]))
                 yield number
 
         return self.gather(identity, keys, here, progress=progress, details=details)

@@ -20,7 +20,8 @@ from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
-from benchmarks.soak.faults import Row, Soak, checks
+from benchmarks.soak.faults import Soak
+from benchmarks.soak.home import Row, checks
 from benchmarks.soak.repeated import growth, in_a_row
 
 
@@ -34,12 +35,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 def summary(rows: list[Row]) -> list[dict[str, Any]]:
     """A line for each kind of fault."""
     lines = []
-    for kind in dict.fromkeys(row.fault for row in rows):
-        of_kind = [row for row in rows if row.fault == kind]
+    hit = [row for row in rows if not row.missed]
+    for kind in dict.fromkeys(row.fault for row in hit):
+        of_kind = [row for row in hit if row.fault == kind]
         lines.append(
             {
                 "fault": kind,
-                "moments s": " ".join(f"{row.moment:.0f}" for row in of_kind),
+                "moments s": " ".join(f"{row.moment:.1f}" for row in of_kind),
                 "by itself": f"{sum(row.restarts == 0 for row in of_kind)} of {len(of_kind)}",
                 "finished": f"{sum(row.finished for row in of_kind)} of {len(of_kind)}",
                 "identical": f"{sum(row.identical for row in of_kind)} of {len(of_kind)}",
@@ -59,16 +61,19 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=50, help="scheduled runs in a row")
     parser.add_argument("--items", type=int, default=1100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", default=(), help="faults whose names hold one of these words")
+    parser.add_argument("--only", nargs="*", default=(), help="names of faults")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     from tests.services.topology import Topology
 
-    with tempfile.TemporaryDirectory(prefix="suture-soak-") as name, Topology() as services:
-        with Soak(services, Path(name), items=options.items, seed=options.seed, say=print) as soak:
-            rows = soak.faults(kills=options.kills, worker_kills=options.worker_kills, only=options.only)
-            seen = soak.read()
+    with (
+        tempfile.TemporaryDirectory(prefix="suture-soak-") as name,
+        Topology() as services,
+        Soak(services, Path(name), items=options.items, seed=options.seed, say=print) as soak,
+    ):
+        rows = soak.faults(kills=options.kills, worker_kills=options.worker_kills, only=options.only)
         runs = in_a_row(soak, options.runs) if options.runs else []
+        seen = soak.read()
     result: dict[str, Any] = {
         "reference s": soak.seconds, "faults": [asdict(row) for row in rows], "read": seen, "runs": runs,
         "growth": growth(runs),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -14,19 +13,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 import psutil
 import requests
 
+from benchmarks.soak.home import Home, Row
 from tests.flows.conftest import ROOT, small, write_config, write_pictures
 from tests.services.topology import Topology
 
 BUCKET = "soak"
-SUTURE = [sys.executable, "-m", "flows.cli"]
+HAND, SCHEDULE = HOWS = ("by hand", "scheduled")
+TWO_HOMES = "two flows at once, a home each"
 # `suture worker`, with less patience: what it would find after a minute it finds after seconds.
 WORKER = """
 import sys
@@ -40,6 +42,11 @@ sys.argv = ["suture", "worker"]
 from flows.cli import main
 main()
 """
+EXPORT = """
+from registry import encoders
+for name in ("efficientnet-lite0", "minilm-l6"):
+    encoders.create(name).onnx_path()
+"""
 IMPATIENT = {"PREFECT_WORKER_HEARTBEAT_SECONDS": "2", "PREFECT_WORKER_QUERY_SECONDS": "1"}
 FILLER = "filler"
 STALL = 8.0
@@ -48,113 +55,33 @@ LIMIT = 240.0
 """Seconds that a run may take with its fault."""
 
 
-@dataclass
-class Row:
-    """One fault: what was done when, and what came of it."""
-
-    fault: str
-    moment: float
-    seconds: float = 0.0
-    restarts: int = 0
-    """How often the flow was started again by hand; 0 for scheduled runs that the worker took up."""
-    finished: bool = False
-    clear: bool = True
-    """What failed said so in one line, with an exit code that means it."""
-    said: str = ""
-    identical: bool = False
-    running: int = 0
-    """MLflow runs left RUNNING."""
-    flow_runs: int = 0
-    """Prefect flow runs left in a state that is not final."""
-    leases: int = 0
-    kept: int = 0
-    """Shards that were finished when the fault came."""
-    redone: int = 0
-    """Of these, how many were written again."""
-
-
-def checks(rows: Sequence[Row], seen: dict[str, Any]) -> list[str]:
-    """What does not hold, a line each."""
-    failed = [f"not whole when read: {line}" for line in seen["broken"]]
-    if rows and not seen["verified"]:
-        failed.append("the reader saw nothing")
-    for row in rows:
-        problems = {
-            "did not finish": not row.finished, "did not fail clearly": not row.clear,
-            "gave other results": not row.identical, f"left {row.running} MLflow runs RUNNING": row.running,
-            f"left {row.flow_runs} flow runs unfinished": row.flow_runs, f"left {row.leases} leases": row.leases,
-            f"did {row.redone} finished shards again": row.redone,
-        }  # fmt: skip
-        failed += [f"{row.fault} at {row.moment:.1f} s {text} ({row.said})" for text, bad in problems.items() if bad]
-    return failed
-
-
-class Home:
-    """A fresh SUTURE_HOME with a store of its own, and the processes that work in it."""
-
-    def __init__(self, soak: Soak, name: str, *, store: str | None = None, disk: bool = False) -> None:
-        self.soak, self.name = soak, name
-        self.path = soak.folder / "homes" / name
-        self.path.mkdir(parents=True)
-        if disk:
-            # Where mounting is not allowed, `_fill` finds another way.
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", self.path], capture_output=True)
-        (soak.folder / "cache").mkdir(exist_ok=True)
-        (self.path / "cache").symlink_to(soak.folder / "cache")
-        self.environment = {
-            **soak.environment, "SUTURE_HOME": str(self.path), "PREFECT_HOME": f"{self.path}/prefect",
-            "SUTURE_STORE": store or f"s3://{BUCKET}/{name}",
-        }  # fmt: skip
-
-    def start(self, *words: object) -> subprocess.Popen[str]:
-        """`suture` in a process of its own."""
-        return subprocess.Popen(
-            [*SUTURE, *map(str, words)], cwd=ROOT, env=self.environment, text=True, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    def shards(self) -> dict[str, tuple[int, int]]:
-        """The side files of finished shards, with what changes when one is written again."""
-        found = {}
-        for path in self.path.glob("store/v2/??/*/[0-9]*.json"):
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                stat, sha256 = path.stat(), json.loads(path.read_text())["sha256"]
-                if path.with_name(f"{path.stem}-{sha256[:16]}.npy").exists():
-                    found[str(path.relative_to(self.path))] = (stat.st_ino, stat.st_mtime_ns)
-        return found
-
-    def leases(self) -> int:
-        return len(list(self.path.glob("running/*.json")))
-
-    def results(self) -> dict[str, Any]:
-        """Digests of all that a run is for: embeddings as they lie in the store, maps, scores and rankings."""
-        digests: dict[str, str] = {}
-        for path in sorted(self.path.glob("store/v2/??/*/*.npy")) + sorted(self.path.glob("results/v*/??/*/*/*")):
-            digests[str(path.relative_to(self.path))] = hashlib.sha256(path.read_bytes()).hexdigest()
-        # The first run may have been killed; the last one is whole.
-        runs = [json.loads(path.read_text()) for path in sorted(self.path.glob("runs/*/run.json"))]
-        kept = [run for run in runs if run.get("mlflow_run")]
-        for name in ("scores", "ranking", "similarity"):
-            digests[name] = json.dumps(kept[-1][name], sort_keys=True) if kept else "none"
-        digests["pairs"] = json.dumps([pair["reports"] for pair in kept[-1]["pairs"]], sort_keys=True) if kept else ""
-        return digests
+Fault = tuple[str, Callable[[], Row]]
 
 
 class Soak:
     """The reference and the faults, on running services. Used as a context manager: a reader reads all the while."""
 
     def __init__(
-        self, services: Topology, folder: Path, *, items: int, seed: int, say: Callable[[str], None] = lambda line: None
+        self,
+        services: Topology,
+        folder: Path,
+        *,
+        items: int,
+        seed: int,
+        cache: Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.services, self.folder, self.say = services, folder, say
-        self.random = random.Random(seed)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.cache = cache or folder / "cache"
+        self.random = {how: random.Random(f"{seed} {how}") for how in HOWS}
         self.environment = {**os.environ, **services.environment(), **IMPATIENT, "OMP_NUM_THREADS": "1"}
         self.seconds: dict[str, float] = {}
-        self.reference: dict[str, Any] = {}
+        self.reference: dict[str, str] = {}
+        self.deployment = ""
+        self.begun = time.time()
         pictures = write_pictures(folder / "pictures.parquet", items)
         self.content = small(
-            pictures, name="soak",
+            pictures,
             spaces={
                 "pixels": {"encoder": "pixels", "column": "image", "control": True},
                 "lite0": {"encoder": "efficientnet-lite0", "column": "image"},
@@ -162,14 +89,23 @@ class Soak:
             },
             pairs=[["pixels", "minilm"], ["lite0", "minilm"]], splits={"folds": 3, "seeds": {"item": [0, 1]}},
             # Maps are fitted for a champion; without prompts there is none to register.
-            tasks=["retrieval"], zero_shot={"templates": ["{}"]}, champion={"name": "soak"},
-            measures=["cka_debiased"], mlflow={"tracking_uri": services.mlflow_url, "experiment": "soak"},
+            tasks=["retrieval"], zero_shot={"templates": ["{}"]}, champion={"name": "soak"}, measures=["cka_debiased"],
         )  # fmt: skip
-        self.config = write_config(folder / "soak.yaml", self.content)
-        self.deployment = ""
+        self.configs = {how: self.write(how.replace(" ", "-"), how) for how in HOWS}
+
+    def home(self, name: str, *, store: str | None = None, disk: bool = False) -> Home:
+        """An empty home with an empty store."""
+        place, store = self.folder / "homes" / name, store or f"s3://{BUCKET}/{name}"
+        return Home(place, self.cache, self.environment, store=store, disk=disk)
+
+    def write(self, name: str, how: str, **changes: Any) -> Path:
+        """A configuration's file. What is done by hand and on a schedule at the same time is told apart by the experiment."""
+        mlflow = {"tracking_uri": self.services.mlflow_url, "experiment": f"soak {how}"}
+        return write_config(self.folder / f"{name}.yaml", {**self.content, "name": name, "mlflow": mlflow, **changes})
 
     def __enter__(self) -> Self:
         subprocess.run([sys.executable, ROOT / "docker" / "buckets.py", BUCKET], env=self.environment, check=True)
+        (self.folder / "homes").mkdir()
         self.log = (self.folder / "reader.log").open("wb")
         self.reader = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.soak.reader", self.folder / "homes", BUCKET], cwd=ROOT,
@@ -187,6 +123,8 @@ class Soak:
         self.reader.kill()
         self.reader.wait()
         self.log.close()
+        if self.deployment:
+            self.prefect("DELETE", f"deployments/{self.deployment}")
 
     def read(self) -> dict[str, Any]:
         """End the reader; gives what it saw."""
@@ -197,34 +135,43 @@ class Soak:
     # A run, by hand and on a schedule
 
     def undisturbed(self) -> None:
-        """The reference: its results, and how long it takes by hand and on a schedule."""
+        """The reference: its results, and how long it takes by hand and on a schedule, both at the same time."""
+        homes = {how: self.home(f"undisturbed-{how.replace(' ', '-')}") for how in HOWS}
         # Exported graphs are shared by all homes: made before, and not a part of what is timed.
-        for name in ("graphs", "reference"):
-            home, begun = Home(self, name), time.monotonic()
-            run = home.start("run", self.config, "--json")
+        subprocess.run([sys.executable, "-c", EXPORT], cwd=ROOT, env=homes[HAND].environment, check=True)
+        add = homes[SCHEDULE].start("schedule", self.configs[SCHEDULE], "--once", "--at", "2035-01-01", "--json")
+        _, err = add.communicate(timeout=120)
+        assert add.returncode == 0, err[-3000:]
+        wanted = f"select id::text from deployment where name = '{self.configs[SCHEDULE].stem}'"
+        [(self.deployment,)] = self.services.query("prefect", wanted)
+
+        def by_hand() -> None:
+            begun = time.monotonic()
+            run = homes[HAND].start("run", self.configs[HAND], "--json")
             _, err = run.communicate(timeout=LIMIT)
             assert run.returncode == 0, err[-3000:]
-            self.seconds["by hand"] = time.monotonic() - begun
-        self.reference = home.results()
-        assert any("results/" in name for name in self.reference), "no map was fitted: nothing to compare"
-        self.say(f"undisturbed: {self.seconds['by hand']:.1f} s, {len(self.reference)} digests")
-        home = Home(self, "scheduled")
-        with self.worker(home):
-            add = home.start("schedule", self.config, "--once", "--at", "2035-01-01", "--json")
-            _, err = add.communicate(timeout=120)
-            assert add.returncode == 0, err[-3000:]
-            [(self.deployment,)] = self.services.query("prefect", "select id::text from deployment where name = 'soak'")
-            begun = time.monotonic()
-            run_id = self.trigger()
-            assert self.wait(run_id) == "COMPLETED", self.state(run_id)
-            self.seconds["scheduled"] = time.monotonic() - begun
-        assert home.results() == self.reference, "a scheduled run gives other results than one by hand"
-        self.say(f"undisturbed and scheduled: {self.seconds['scheduled']:.1f} s")
+            self.seconds[HAND] = time.monotonic() - begun
+
+        def scheduled() -> None:
+            with self.worker(homes[SCHEDULE]):
+                begun = time.monotonic()
+                run_id = self.trigger()
+                assert self.wait(run_id) == "COMPLETED", self.state(run_id)
+                self.seconds[SCHEDULE] = time.monotonic() - begun
+
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(by_hand), pool.submit(scheduled)]:
+                done.result()
+        self.reference = homes[HAND].results()
+        assert any(name.startswith("results/") for name in self.reference), "no map was fitted: nothing to compare"
+        assert homes[SCHEDULE].results() == self.reference, "a scheduled run gives other results than one by hand"
+        said = ", ".join(f"{how} {seconds:.1f} s" for how, seconds in self.seconds.items())
+        self.say(f"undisturbed: {said}, {len(self.reference)} digests")
 
     @contextlib.contextmanager
     def worker(self, home: Home) -> Iterator[str]:
         """A worker for this home, ended with all its runs."""
-        name = f"worker-{home.name}"
+        name = f"worker-{home.path.name}"
         self.services.add(name, [sys.executable, "-c", WORKER], environment=home.environment)
         try:
             yield name
@@ -236,17 +183,18 @@ class Soak:
                     if process.environ().get("SUTURE_HOME") == str(home.path):
                         process.kill()
 
-    def prefect(self, path: str, content: dict[str, Any]) -> Any:
+    def prefect(self, method: str, path: str, content: dict[str, Any] | None = None) -> requests.Response:
+        """Ask Prefect's server."""
         user, password = self.services.secrets["prefect_auth"].split(":")
         url = f"{self.services.prefect_url}/{path}"
-        answer = requests.post(url, json=content, auth=(user, password), timeout=30)
+        answer = requests.request(method, url, json=content, auth=(user, password), timeout=60)
         answer.raise_for_status()
-        return answer.json()
+        return answer
 
     def trigger(self) -> str:
         """A scheduled run that is due now; gives its id."""
         path = f"deployments/{self.deployment}/create_flow_run"
-        return str(self.prefect(path, {"state": {"type": "SCHEDULED"}})["id"])
+        return str(self.prefect("POST", path, {"state": {"type": "SCHEDULED"}}).json()["id"])
 
     def state(self, run_id: str) -> tuple[str, str, str]:
         """A flow run's type of state, its name and message."""
@@ -269,60 +217,67 @@ class Soak:
             # What crashed is taken up by the next sweep.
             if kind == "COMPLETED" or (since and time.monotonic() - since > 25) or time.monotonic() > end:
                 return kind
-            time.sleep(0.1)
+            time.sleep(0.4)
 
     # Faults
 
     def faults(self, *, kills: int, worker_kills: int, only: Sequence[str] = ()) -> list[Row]:
-        """Every fault in turn, the services' last; of them those whose names hold one of the words `only`."""
-        plan: list[tuple[str, Callable[[str], Row]]] = []
+        """Every fault in turn, of them those with the names in `only`.
 
-        def by_hand(kind: str, act: Callable[[Home, psutil.Process], None]) -> None:
-            plan.append((kind, lambda kind: self.by_hand(kind, act)))
+        What does not touch the services is done by hand and on a schedule at the same time; the services' faults come last.
+        """
 
-        def scheduled(kind: str, act: Callable[[str], None]) -> None:
-            plan.append((kind, lambda kind: self.scheduled(kind, act)))
+        def by_hand(kind: str, act: Callable[[Home, psutil.Process], None]) -> Fault:
+            return kind, lambda: self.by_hand(kind, act)
 
-        for number in range(kills):
-            if number % 2 == 0:
-                by_hand("flow killed", lambda home, run: run.kill())
-            else:
-                scheduled("scheduled flow killed", self._kill_runs)
-        for number in range(worker_kills):
-            if number % 2 == 0:
-                scheduled("worker and run killed", self.services.restart)
-            else:
-                scheduled("worker alone killed", self._kill_alone)
-        by_hand("disk full", self._fill)
+        def scheduled(kind: str, act: Callable[[str], None]) -> Fault:
+            return kind, lambda: self.scheduled(kind, act)
+
+        hands = [by_hand("flow killed", lambda home, run: run.kill())] * (kills - kills // 2)
+        hands.append(by_hand("disk full", self._fill))
+        schedules = [scheduled("scheduled flow killed", self._kill_runs)] * (kills // 2)
+        schedules += [scheduled("worker and run killed", self.services.restart)] * (worker_kills - worker_kills // 2)
+        schedules += [scheduled("worker alone killed", self._kill_alone)] * (worker_kills // 2)
+        services = [(kind, partial(self.two_at_once, kind)) for kind in ("two flows at once", TWO_HOMES)]
         for name in ("mlflow", "store", "prefect"):
-            by_hand(f"{name} stalled", lambda home, run, name=name: self._stall(name))  # type: ignore[misc]
-        plan.append(("two flows at once", self.two_at_once))
-        plan.append(("two flows at once, a home each", self.two_at_once))
+            services.append(by_hand(f"{name} stalled", lambda home, run, name=name: self._stall(name)))  # type: ignore[misc]
         for name in ("mlflow", "postgres", "prefect"):
             down = partial(self.services.restart, name, down=DOWN)
-            by_hand(f"{name} killed", lambda home, run, down=down: down())  # type: ignore[misc]
-            scheduled(f"{name} killed under a scheduled run", lambda worker, down=down: down())  # type: ignore[misc]
-        rows = []
-        for kind, fault in plan:
-            if not only or any(word in kind for word in only):
-                rows.append(fault(kind))
-                self.say(json.dumps(vars(rows[-1])))
-        return rows
+            services.append(by_hand(f"{name} killed", lambda home, run, down=down: down()))  # type: ignore[misc]
+            services.append(scheduled(f"{name} killed, scheduled", lambda worker, down=down: down()))  # type: ignore[misc]
+
+        def work(plan: list[Fault]) -> list[Row]:
+            rows = []
+            for kind, fault in plan:
+                # Of a run that had ended already nothing is learned: again, at another moment.
+                for _ in range(3 if not only or kind in only else 0):
+                    rows.append(fault())
+                    self.say(json.dumps(vars(rows[-1])))
+                    if not rows[-1].missed:
+                        break
+            return rows
+
+        with ThreadPoolExecutor(2) as pool:
+            rows = [row for lane in pool.map(work, (hands, schedules)) for row in lane]
+        return rows + work(services)
 
     def _moment(self, how: str) -> float:
-        return self.random.uniform(0, self.seconds[how])
+        return round(self.random[how].uniform(0, self.seconds[how]), 2)
 
     def by_hand(self, kind: str, act: Callable[[Home, psutil.Process], None]) -> Row:
         """`suture run`, disturbed at a random moment, and started again until it ends well."""
-        home, row = self._fresh(kind), Row(kind, self._moment("by hand"))
+        home, row = self._fresh(kind), Row(kind, self._moment(HAND))
         begun = time.monotonic()
-        run = home.start("run", self.config, "--json")
+        run = home.start("run", self.configs[HAND], "--json")
         before: dict[str, tuple[int, int]] = {}
 
         def disturb() -> None:
             nonlocal before
-            act(home, psutil.Process(run.pid))
-            before = home.shards()
+            if run.poll() is None:
+                act(home, psutil.Process(run.pid))
+                before = home.shards()
+            else:
+                row.missed = True
 
         fault = threading.Timer(row.moment, disturb)
         fault.start()
@@ -334,36 +289,38 @@ class Soak:
                 row.clear &= run.returncode in (2, 3) and err.count("error:") == 1 and "Traceback" not in err
             row.restarts += 1
             (home.path / FILLER).unlink(missing_ok=True)
-            run = home.start("run", self.config, "--json")
+            run = home.start("run", self.configs[HAND], "--json")
             _, err = run.communicate(timeout=LIMIT)
         row.finished = run.returncode == 0
-        row.seconds = time.monotonic() - begun
-        return self._judge(row, home, before)
+        row.seconds = round(time.monotonic() - begun, 1)
+        return self._judge(row, home, HAND, before)
 
     def scheduled(self, kind: str, act: Callable[[str], None]) -> Row:
         """A scheduled run, disturbed at a random moment, and taken up by the worker."""
-        home, row = self._fresh(kind), Row(kind, self._moment("scheduled"))
+        home, row = self._fresh(kind), Row(kind, self._moment(SCHEDULE))
         with self.worker(home) as worker:
             begun = time.monotonic()
             run_id = self.trigger()
             time.sleep(row.moment)
+            row.missed = self.state(run_id)[0] == "COMPLETED"
             act(worker)
             before = home.shards()
-            row.finished = self.wait(run_id) == "COMPLETED"
-            row.seconds = time.monotonic() - begun
-            row.said = " ".join(self.state(run_id))
-            end = time.monotonic() + 20
+            ended = self.wait(run_id)
+            row.seconds, row.said = round(time.monotonic() - begun, 1), " ".join(self.state(run_id)[1:])
+            end = time.monotonic() + 40
             # A worker sends to MLflow later what it did not take.
-            while time.monotonic() < end and not self._settled(home):
+            while not (settled := self._settled(home)) and time.monotonic() < end:
                 time.sleep(0.5)
-        return self._judge(row, home, before)
+            row.clear = ended == "COMPLETED" or (ended == "FAILED" and "the results are kept" in row.said)
+            row.finished = ended == "COMPLETED" or (row.clear and settled)
+        return self._judge(row, home, SCHEDULE, before)
 
     def two_at_once(self, kind: str) -> Row:
         """Two flows at the same time on one store and one MLflow, on one machine or, with a home each, on two."""
-        homes, home, row = 2 if "home each" in kind else 1, self._fresh(kind), Row(kind, 0.0)
+        homes, home, row = 2 if kind == TWO_HOMES else 1, self._fresh(kind), Row(kind, 0.0)
         places = [
             home,
-            *(Home(self, f"{home.name}-{n}", store=home.environment["SUTURE_STORE"]) for n in range(1, homes)),
+            *(self.home(f"{home.path.name}-{n}", store=home.environment["SUTURE_STORE"]) for n in range(1, homes)),
         ]
         begun = time.monotonic()
         written: set[tuple[Path, int, int]] = set()
@@ -380,17 +337,21 @@ class Soak:
 
         counter = threading.Thread(target=count)
         counter.start()
-        runs = [place.start("run", self.config, "--json") for place in (places * 2)[:2]]
+        # The same work by two names: one configuration, begun twice in one second, is one run.
+        configs = [
+            write_config(self.folder / f"{name}.yaml", {**self.content, "name": name}) for name in ("one", "two")
+        ]
+        runs = [place.start("run", path, "--json") for place, path in zip((places * 2)[:2], configs, strict=True)]
         said = [run.communicate(timeout=LIMIT)[1] for run in runs]
         ended.set()
         counter.join()
         row.finished = all(run.returncode == 0 for run in runs)
         row.said = " ".join(text.strip()[-200:] for text in said)
-        row.seconds = time.monotonic() - begun
+        row.seconds = round(time.monotonic() - begun, 1)
         # Homes have results of their own; the store is what they share.
         names = [str(path).partition("/v2/")[2] or str(path) for path, _, _ in written]
         row.kept, row.redone = len(set(names)), len(names) - len(set(names))
-        row = self._judge(row, home, {}, keep_counts=True)
+        row = self._judge(row, home, HAND, None)
         if homes > 1:
             other = places[1].results()
             row.identical &= other == self.reference
@@ -400,27 +361,29 @@ class Soak:
     # What comes of it
 
     def _fresh(self, kind: str) -> Home:
-        number = len(list((self.folder / "homes").iterdir()))
-        return Home(self, f"{number:03d}-{kind.replace(' ', '-').replace(',', '')}", disk=kind == "disk full")
+        return self.home(f"{uuid4().hex[:6]}-{kind.replace(' ', '-').replace(',', '')}", disk=kind == "disk full")
 
     def _settled(self, home: Home) -> bool:
         runs = [json.loads(path.read_text()) for path in home.path.glob("runs/*/run.json")]
-        return not home.leases() and all(run.get("mlflow_run") for run in runs) and not any(self._left())
+        return not home.leases() and all(run.get("mlflow_run") for run in runs) and not any(self._left(SCHEDULE))
 
-    def _left(self) -> tuple[int, int]:
-        [(running,)] = self.services.query("mlflow", "select count(*) from runs where status = 'RUNNING'")
+    def _left(self, how: str) -> tuple[int, int]:
+        """MLflow runs that are RUNNING, and flow runs in no final state."""
+        sql = "select count(*) from runs join experiments using (experiment_id) where status = 'RUNNING' and name = 'soak {}'"
+        [(running,)] = self.services.query("mlflow", sql.format(how))
         sql = (
-            "select count(*) from flow_run where state_type in ('RUNNING', 'PENDING', 'CANCELLING') "
-            "or (state_type = 'SCHEDULED' and expected_start_time < now())"
+            "select count(*) from flow_run r join flow f on f.id = r.flow_id where f.name = '{}' and r.created > to_timestamp({}) "
+            "and (state_type in ('RUNNING', 'PENDING', 'CANCELLING') or (state_type = 'SCHEDULED' and expected_start_time < now()))"
         )
-        [(flow_runs,)] = self.services.query("prefect", sql)
+        name = "scheduled-run" if how == SCHEDULE else "align-spaces"
+        [(flow_runs,)] = self.services.query("prefect", sql.format(name, self.begun))
         return running, flow_runs
 
-    def _judge(self, row: Row, home: Home, before: dict[str, tuple[int, int]], *, keep_counts: bool = False) -> Row:
-        row.running, row.flow_runs = self._left()
+    def _judge(self, row: Row, home: Home, how: str, before: dict[str, tuple[int, int]] | None) -> Row:
+        row.running, row.flow_runs = self._left(how)
         row.leases = home.leases()
         row.identical = home.results() == self.reference
-        if not keep_counts:
+        if before is not None:
             after = home.shards()
             row.kept, row.redone = len(before), sum(after.get(name) != mark for name, mark in before.items())
         return row

@@ -82,7 +82,7 @@ def main(homes: Path, bucket: str) -> None:
         return read
 
     while wanted:
-        wanted = not select.select([sys.stdin], [], [], 0.3)[0]
+        wanted = not select.select([sys.stdin], [], [], 0.5)[0]
         for root in sorted(homes.glob("*/store/v2")):
             names = [str(path.relative_to(root)) for path in root.glob("??/*/*.json")]
             reader.look(str(root), names, local(root))

@@ -9,8 +9,7 @@ import numpy as np
 import psutil
 from scipy import stats
 
-from benchmarks.soak.faults import Home, Soak
-from tests.flows.conftest import write_config
+from benchmarks.soak.faults import SCHEDULE, Soak
 
 WARM = 3
 """Runs at the beginning that fill caches and pools, and are not judged."""
@@ -21,10 +20,11 @@ WATCHED = ("seconds", "worker MB", "worker files", "MLflow MB", "Prefect MB", "c
 
 def in_a_row(soak: Soak, number: int) -> list[dict[str, Any]]:
     """Scheduled runs of the short configuration with a split that is new each time; a row of readings after each."""
-    home, rows = Home(soak, "in-a-row"), []
+    home, rows = soak.home("in-a-row"), []
     with soak.worker(home) as worker:
         for run in range(number):
-            write_config(soak.config, {**soak.content, "splits": {"folds": 3, "seeds": {"item": [0, 100 + run]}}})
+            seeds = {"item": [0, 100 + run]}
+            soak.write(soak.configs[SCHEDULE].stem, SCHEDULE, splits={"folds": 3, "seeds": seeds})
             begun = time.monotonic()
             run_id = soak.trigger()
             ended = soak.wait(run_id)
@@ -34,9 +34,7 @@ def in_a_row(soak: Soak, number: int) -> list[dict[str, Any]]:
             sql = f"select extract(epoch from end_time - start_time) from flow_run where id = '{run_id}'"
             [(seconds,)] = soak.services.query("prefect", sql)
             rows[-1]["seconds"] = round(float(seconds), 2)
-            if soak.say:
-                soak.say(str(rows[-1]))
-    write_config(soak.config, soak.content)
+            soak.say(str(rows[-1]))
     return rows
 
 

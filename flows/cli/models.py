@@ -95,6 +95,9 @@ def predict(
     temperature: Annotated[
         float | None, typer.Option(help="Scores as weights that sum to one: softmax(s / T).")
     ] = None,
+    output: Annotated[
+        str, typer.Option(help="labels, or embeddings: unit vectors in the shared space (JSON lines or --out).")
+    ] = "labels",
     dataset: Annotated[
         str | None,
         typer.Option(help="Instead of inputs: a data set by its name, its id on the hub, its folder or its file."),
@@ -120,14 +123,16 @@ def predict(
         raise UserError(f"--out {out_} is among what is read: name another place")
     with ExitStack() as stack:
         # What cannot be written or read is said before the model is loaded.
-        write = None if out_ is None else stack.enter_context(bulk.answers_to(out_))
+        write = None if out_ is None else stack.enter_context(bulk.answers_to(out_, output))
         if dataset is not None:
             asked, total = bulk.rows_of(dataset, split=split, column=column)
         loaded = stitched.load(registered.find(model, tracking_uri=tracking_uri))
         names = None if labels is None else [label.strip() for label in labels.split(",")]
         if dataset is None:
             asked, total = stitched.inputs_of(read_from), stitched.count_inputs(read_from) if err.is_terminal else None
-        rows = stitched.predict(loaded, asked, labels=names, top_k=top_k, rule=rule, temperature=temperature)
+        rows = stitched.predict(
+            loaded, asked, labels=names, top_k=top_k, rule=rule, temperature=temperature, output=output
+        )
         bad = done = 0
         columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         progress = stack.enter_context(Progress(*columns, console=err, disable=not err.is_terminal))
@@ -137,7 +142,7 @@ def predict(
             progress.advance(bar)
             if write is not None:
                 write(row)
-            elif json_:
+            elif json_ or output == "embeddings":
                 print(json.dumps(row, ensure_ascii=False))
             elif "error" in row:
                 print(f"{row['input']}\terror: {row['error']}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from registry import stitched_model
+from registry.stitched.card import model_card
 from registry.stitched.folder import png, verify
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def log_model(
         run_id=run_id,
         tags=dict(tags),
         model_id=logged.model_id,
+        description=model_card(config),
     )
     client.set_registered_model_alias(registered_name, alias, version.version)
     return f"models:/{registered_name}/{version.version}"

@@ -120,7 +120,8 @@ def four() -> Iterator[Client]:
 @pytest.fixture
 def on_four(four: Client, config: Callable[..., RunConfig]) -> Iterator[RunConfig]:
     with cluster.closing():
-        yield config(compute={"dask": four.scheduler.address, "workers": 4})
+        # Not held to four: a killed worker may take its time to come back.
+        yield config(compute={"dask": four.scheduler.address})
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +309,7 @@ def test_sums_are_the_same_bits_on_any_number_of_workers(
             address = (
                 four.scheduler.address if workers == 4 else stack.enter_context(processes(workers)).scheduler_address
             )
-            found.append(both(ComputeConfig(dask=address, workers=workers), workers))
+            found.append(both(ComputeConfig(dask=address), workers))
     assert len({tuple(part for moments in run for part in bits(moments)) for run in found}) == 1
     about_mean = found[-1][0].source
     np.testing.assert_allclose(about_mean.scatter, points.sums.scatter, rtol=1e-4, atol=1e-5 * points.sums.total)

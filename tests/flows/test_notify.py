@@ -168,21 +168,6 @@ def test_the_address_may_lie_in_a_file(receiver: Receiver, tmp_path: Path, monke
         notify.webhook()
 
 
-def test_an_automation_of_prefects_server_is_made_once(prefect_server: str, receiver: Receiver) -> None:
-    from prefect.automations import Automation
-    from prefect.client.orchestration import get_client
-
-    first = notify.create_automation()
-    second = notify.create_automation()
-    assert first != second
-    with get_client(sync_client=True) as client:
-        kept = client.read_automations_by_name("suture: failed runs")
-    assert [str(one.id) for one in kept] == [second]
-    assert "Failed" in str(kept[0].trigger)
-    assert SECRET not in kept[0].model_dump_json()
-    Automation.read(name="suture: failed runs").delete()  # type: ignore[union-attr]
-
-
 def test_the_level_is_checked() -> None:
     with pytest.raises(ValueError, match="less than 1"):
         WatchConfig(level=1.5)

@@ -1,0 +1,111 @@
+"""A home of its own for each fault, and what is told of the fault afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.flows.conftest import ROOT
+
+SUTURE = [sys.executable, "-m", "flows.cli"]
+
+
+@dataclass
+class Row:
+    """One fault: what was done when, and what came of it."""
+
+    fault: str
+    moment: float
+    seconds: float = 0.0
+    missed: bool = False
+    """The run had ended before its moment: the machine was less busy than for the reference."""
+    restarts: int = 0
+    """How often the flow was started again by hand; 0 for scheduled runs that the worker took up."""
+    finished: bool = False
+    clear: bool = True
+    """What failed said so in one line, with an exit code that means it."""
+    said: str = ""
+    identical: bool = False
+    running: int = 0
+    """MLflow runs left RUNNING."""
+    flow_runs: int = 0
+    """Prefect flow runs left in a state that is not final."""
+    leases: int = 0
+    kept: int = 0
+    """Shards that were finished when the fault came."""
+    redone: int = 0
+    """Of these, how many were written again."""
+
+
+def checks(rows: Sequence[Row], seen: dict[str, Any]) -> list[str]:
+    """What does not hold, a line each."""
+    failed = [f"not whole when read: {line}" for line in seen["broken"]]
+    if rows and not seen["verified"]:
+        failed.append("the reader saw nothing")
+    for row in rows:
+        problems = {
+            "did not finish": not row.finished, "did not fail clearly": not row.clear,
+            "gave other results": not row.identical, f"left {row.running} MLflow runs RUNNING": row.running,
+            f"left {row.flow_runs} flow runs unfinished": row.flow_runs, f"left {row.leases} leases": row.leases,
+            f"did {row.redone} finished shards again": row.redone,
+        }  # fmt: skip
+        failed += [f"{row.fault} at {row.moment:.1f} s {text} ({row.said})" for text, bad in problems.items() if bad]
+    return failed
+
+
+class Home:
+    """A fresh SUTURE_HOME with a store of its own, and the processes that work in it."""
+
+    def __init__(
+        self, path: Path, cache: Path, environment: Mapping[str, str], *, store: str, disk: bool = False
+    ) -> None:
+        self.path = path
+        self.path.mkdir(parents=True)
+        if disk:
+            # Where mounting is not allowed, `_fill` finds another way.
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", self.path], capture_output=True)
+        cache.mkdir(exist_ok=True)
+        (self.path / "cache").symlink_to(cache)
+        self.environment = {
+            **environment, "SUTURE_HOME": str(path), "PREFECT_HOME": f"{path}/prefect", "SUTURE_STORE": store
+        }  # fmt: skip
+
+    def start(self, *words: object) -> subprocess.Popen[str]:
+        """`suture` in a process of its own."""
+        return subprocess.Popen(
+            [*SUTURE, *map(str, words)], cwd=ROOT, env=self.environment, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def shards(self) -> dict[str, tuple[int, int]]:
+        """The side files of finished shards, with what changes when one is written again."""
+        found = {}
+        for path in self.path.glob("store/v2/??/*/[0-9]*.json"):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                stat, sha256 = path.stat(), json.loads(path.read_text())["sha256"]
+                if path.with_name(f"{path.stem}-{sha256[:16]}.npy").exists():
+                    found[str(path.relative_to(self.path))] = (stat.st_ino, stat.st_mtime_ns)
+        return found
+
+    def leases(self) -> int:
+        return len(list(self.path.glob("running/*.json")))
+
+    def results(self) -> dict[str, Any]:
+        """Digests of all that a run is for: embeddings as they lie in the store, maps, scores and rankings."""
+        digests: dict[str, str] = {}
+        for path in sorted(self.path.glob("store/v2/??/*/*.npy")) + sorted(self.path.glob("results/v*/??/*/*/*")):
+            digests[str(path.relative_to(self.path))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        # The first run may have been killed; the last one is whole.
+        runs = [json.loads(path.read_text()) for path in sorted(self.path.glob("runs/*/run.json"))]
+        kept = [run for run in runs if run.get("mlflow_run")]
+        for name in ("scores", "ranking", "similarity"):
+            digests[name] = json.dumps(kept[-1][name], sort_keys=True) if kept else "none"
+        digests["pairs"] = json.dumps([pair["reports"] for pair in kept[-1]["pairs"]], sort_keys=True) if kept else ""
+        return digests
