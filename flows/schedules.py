@@ -45,7 +45,7 @@ from registry.results import load_run, run_ids
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
-    from prefect.client.schemas.responses import DeploymentResponse
+    from prefect.client.schemas.responses import DeploymentResponse, WorkerFlowRunResponse
 
 POOL = "suture"
 FLOW = "scheduled-run"
@@ -344,6 +344,15 @@ def work(pool: str | None, limit: int, say: Callable[[str], None]) -> None:
     worker = ProcessWorker(
         name, name=f"{socket.gethostname()}-{os.getpid()}", limit=limit, create_pool_if_not_found=False
     )
+
+    submit = worker._submit_scheduled_flow_runs
+
+    async def submit_free(flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
+        # A run taken up again before the process that died is seen off holds its place still: Prefect's worker would break down.
+        held = worker.limiter.statistics().borrowers
+        return await submit([one for one in flow_run_response if one.flow_run.id not in held])
+
+    worker._submit_scheduled_flow_runs = submit_free  # type: ignore[method-assign]
 
     async def sweep() -> None:
         while True:

@@ -210,7 +210,7 @@ def models(*, tracking_uri: str | None = None) -> list[dict[str, Any]]:
 
     ``stale`` says what has changed since its champion was made, None where that cannot be known here.
     """
-    if nothing_recorded(tracking_uri or default_tracking_uri()):
+    if tracking_uri is None and nothing_recorded(default_tracking_uri()):
         return []
     with open_registry(tracking_uri) as (mlflow, _):
         rows = []

