@@ -42,15 +42,9 @@ class Soak:
     """The reference and the faults, on running services. Used as a context manager: a reader reads all the while."""
 
     def __init__(
-        self,
-        services: Topology,
-        folder: Path,
-        *,
-        items: int,
-        seed: int,
-        cache: Path | None = None,
+        self, services: Topology, folder: Path, *, items: int, seed: int, cache: Path | None = None,
         say: Callable[[str], None] = lambda line: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.services, self.folder, self.say = services, folder, say
         self.cache = cache or folder / "cache"
         self.random = {how: random.Random(f"{seed} {how}") for how in HOWS}
@@ -353,7 +347,7 @@ class Soak:
 
     def _left(self, how: str) -> tuple[int, int]:
         """MLflow runs that are RUNNING, and flow runs in no final state."""
-        sql = "select count(*) from runs join experiments using (experiment_id) where status = 'RUNNING' and name = 'soak {}'"
+        sql = "select count(*) from runs join experiments using (experiment_id) where status = 'RUNNING' and experiments.name = 'soak {}'"
         [(running,)] = self.services.query("mlflow", sql.format(how))
         sql = (
             "select count(*) from flow_run r join flow f on f.id = r.flow_id where f.name = '{}' and r.created > to_timestamp({}) "
