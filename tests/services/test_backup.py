@@ -106,7 +106,8 @@ def test_a_destroyed_installation_is_restored(services: Topology, recorded: Reco
     damaged = tmp_path / "damaged"
     shutil.copytree(saved, damaged)
     victim = next((damaged / "objects").iterdir())
-    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     done = backup(services, "restore", damaged, "--overwrite")
     assert done.returncode == 1
     assert done.stderr == f"error: {victim} is missing or damaged: nothing was restored\n"
