@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
@@ -159,6 +161,15 @@ def _worker_online(client: SyncPrefectClient, run: FlowRun) -> bool:
     name = (run.labels or {}).get("prefect.worker.name")
     if run.work_pool_name is None:
         return False
+    # The server takes minutes to notice that a worker died; of one of this host it can be seen at once.
+    host, _, pid = str(name or "").rpartition("-")
+    if host == socket.gethostname() and pid.isdecimal():
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
     try:
         workers = client.read_workers_for_work_pool(run.work_pool_name, limit=200)
     except ObjectNotFound:
