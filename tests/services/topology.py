@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 import psutil
 import yaml
@@ -131,6 +132,8 @@ class Topology:
         self.logs.mkdir(mode=0o700)
         places = self.folder / "secrets"
         subprocess.run(["sh", DOCKER / "secrets.sh", places], check=True)
+        (places / "webhook").chmod(0o600)
+        (places / "webhook").write_text(f"http://127.0.0.1:{free_port()}/{uuid4().hex}")  # nobody listens there
         self.secrets = {path.name: path.read_text() for path in places.iterdir()}
         self._define()
 
@@ -196,6 +199,7 @@ class Topology:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ENDPOINT_URL": self.store_url,
             "SUTURE_STORE": "s3://suture/store",
+            "SUTURE_WEBHOOK_URL": self.secrets["webhook"],
         }
 
     def database(self, user: str = "postgres") -> dict[str, str]:
