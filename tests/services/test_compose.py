@@ -78,7 +78,8 @@ def test_secrets_are_files_that_each_service_is_given() -> None:
         asked = {key: value for key, value in service["environment"].items() if key.endswith("_FILE")}
         assert {value.removeprefix("/run/secrets/") for value in asked.values()} <= set(service["secrets"]), name
         if name != "postgres":  # It reads its own.
-            assert {key.removesuffix("_FILE") for key in asked} <= {*read, "SUTURE_WEBHOOK_URL"}, name  # suture reads its own
+            # suture reads the webhook's file by itself.
+            assert {key.removesuffix("_FILE") for key in asked} <= {*read, "SUTURE_WEBHOOK_URL"}, name
         for key, value in service["environment"].items():
             if re.search(r"PASSWORD|SECRET|AUTH_STRING|ACCESS_KEY|TOKEN", key):
                 assert key.endswith("_FILE"), f"{name}: {key} is a literal"
