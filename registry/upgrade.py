@@ -23,7 +23,6 @@ from registry import datasets, encoders
 from registry.encoders.precomputed import Precomputed
 from registry.errors import UserError, one_line, unknown
 from registry.extract import extract, identity
-from registry.home import home
 from registry.store import EmbeddingStore
 from registry.vectors import join_files
 
@@ -108,7 +107,7 @@ def upgrade_encoders(old: str, new: str, data: str, column: str, **options: Any)
     Classes are the data set's finest: its groups, or its labels, if any.
     """
     dataset = datasets.create(data)
-    store = EmbeddingStore(home() / "store")
+    store = EmbeddingStore.default()
     made = [encoders.create(name) for name in (old, new)]
     embedding = [encoder for encoder in made if not isinstance(encoder, Precomputed)]
     if len(embedding) < len(made):
