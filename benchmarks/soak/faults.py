@@ -20,6 +20,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 import psutil
+import psycopg2
 import requests
 
 from benchmarks.soak.home import EXPORT, IMPATIENT, TWO_HOMES, WORKER, Home, Row
@@ -186,7 +187,7 @@ class Soak:
         while True:
             try:
                 kind = self.state(run_id)[0]
-            except Exception:
+            except psycopg2.Error:
                 kind = "DOWN"  # PostgreSQL is away on purpose.
             process = self.services.services[worker].process
             if process is None or process.poll() is not None:
