@@ -130,7 +130,9 @@ def remove(lease: Lease) -> None:
 
 def _all() -> list[tuple[Lease, bool]]:
     found = [(path, _read(path)) for path in sorted(folder().glob("*.json"))]
-    return [(lease, _living(path, lease)) for path, lease in found if lease is not None]
+    judged = [(path, lease, _living(path, lease)) for path, lease in found if lease is not None]
+    # Of a run that ended meanwhile the lock was free, and it did not die.
+    return [(lease, living) for path, lease, living in judged if living or path.exists()]
 
 
 def _living(path: Path, lease: Lease) -> bool:

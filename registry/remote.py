@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -23,13 +24,16 @@ class StoreUnavailable(UserError):
 class Remote:
     """The folder at a URL (``s3://bucket/prefix``, ``gs://``, ...); settings and secrets come from the environment.
 
-    Raises `UserError` for an unknown protocol, `MissingPackage` where its file system is not installed.
+    Raises `UserError` for an unknown protocol or a pattern, `MissingPackage` where its file system is not installed.
     """
 
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
 
         self.url = url.rstrip("/")
+        if set(self.url) & set("*?["):
+            # fsspec would take them for a pattern, and remove what matches it.
+            raise UserError(f"the store '{self.url}' has one of * ? [ in its address: choose a place without")
         protocol = self.url.partition("://")[0]
         options: dict[str, Any] = {}
         if protocol in ("s3", "s3a"):
@@ -50,11 +54,13 @@ class Remote:
         for attempt in range(TRIES):
             try:
                 return function(f"{self.root}/{path}", *more)
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):
                 raise
             except PermissionError as error:
                 raise UserError(f"the store {self.url} refuses: {one_line(error)}; check its credentials") from None
             except Exception as error:  # each file system has errors of its own
+                if getattr(error, "errno", None) == errno.EINVAL and "condition" in str(error):
+                    raise FileExistsError(path) from None  # as some S3 servers say it
                 if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
                     raise UserError(f"the store {self.url} needs credentials: {one_line(error)}") from None
                 problem = one_line(error)
@@ -72,11 +78,28 @@ class Remote:
     def write(self, path: str, content: bytes) -> None:
         """Write a whole file."""
         try:
-            if self.fs.protocol not in ("s3", ("s3", "s3a")):
-                self._call(lambda to: self.fs.makedirs(to, exist_ok=True), path.rpartition("/")[0])
+            self._make_room(path)
             self._call(self.fs.pipe_file, path, content)
         except FileNotFoundError:
-            raise UserError(f"the store {self.url} cannot be written: is there such a bucket?") from None
+            raise self._no_bucket() from None
+
+    def _make_room(self, path: str) -> None:
+        if self.fs.protocol not in ("s3", ("s3", "s3a")):
+            self._call(lambda to: self.fs.makedirs(to, exist_ok=True), path.rpartition("/")[0])
+
+    def _no_bucket(self) -> UserError:
+        return UserError(f"the store {self.url} cannot be written: is there such a bucket?")
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Write a file where there is none; False where there is one."""
+        try:
+            self._make_room(path)
+            self._call(lambda to: self.fs.pipe_file(to, content, mode="create"), path)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            raise self._no_bucket() from None
+        return True
 
     def sizes(self, folder: str) -> dict[str, int]:
         """The names right below a folder with their bytes; folders have none of their own."""

@@ -6,8 +6,8 @@ import builtins
 import hashlib
 import io
 import json
+import logging
 import os
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,10 +23,13 @@ from filelock import FileLock
 
 from align import Space
 from align.files import write_atomically
+from registry.claim import claimed
 from registry.errors import BadItem, UserError
 from registry.home import home
 from registry.migration import migrate
 from registry.remote import Remote
+
+log = logging.getLogger("suture.store")
 
 FORMAT = 2
 """Version of the store's layout; it is part of every path, so that formats never mix."""
@@ -256,6 +259,28 @@ class EmbeddingStore:
         with FileLock(folder / ".lock"):
             yield
 
+    @contextmanager
+    def _claim(self, key: str, progress: Callable[[int], None]) -> Iterator[None]:
+        """Hold the entry among the machines that share the URL; `progress(0)` may end the waiting."""
+        if self.remote is None:
+            yield
+            return
+        told = set[str]()
+
+        def waiting(holder: str) -> None:
+            progress(0)
+            if holder not in told:
+                told.add(holder)
+                log.info("waiting for %s, which makes entry %s", holder, key)
+
+        with claimed(self.remote, f"{self._path(key)}/claim.json", waiting):
+            yield
+
+    def _is_finished(self, key: str) -> bool:
+        """Whether the entry is finished for all who share the store."""
+        manifest = f"{self._path(key)}/manifest.json"
+        return (self.root / manifest).exists() if self.remote is None else self.remote.read(manifest) is not None
+
     def write(
         self,
         identity: Identity,
@@ -280,10 +305,8 @@ class EmbeddingStore:
         """
 
         def here(missing: dict[int, range]) -> Iterator[int]:
-            # Machines that begin at once do not all begin with the same shard, and leave out what another one has sent.
-            for number in missing if self.remote is None else random.sample(list(missing), len(missing)):
-                if self.remote is None or self.shard(identity.key, number) is None:
-                    self.write_shard(identity, number, keys, *embed(missing[number]))
+            for number, rows in missing.items():
+                self.write_shard(identity, number, keys, *embed(rows))
                 yield number
 
         return self.gather(identity, keys, here, progress=progress, details=details)
@@ -303,9 +326,12 @@ class EmbeddingStore:
         for each (in any order, by any process that has this store), and gives each number when that is done.
         """
         key = identity.key
-        with self.lock(key):
-            manifest = f"{self._path(key)}/manifest.json"
-            if (self.root / manifest).exists() if self.remote is None else self.remote.read(manifest):
+        # At a URL it is asked before the claim is made, which takes three calls.
+        if self.remote is not None and self._is_finished(key):
+            progress(len(keys))
+            return key
+        with self.lock(key), self._claim(key, progress):
+            if self._is_finished(key):
                 progress(len(keys))
                 return key
             begun = time.perf_counter()
@@ -429,7 +455,7 @@ class EmbeddingStore:
 
     def remove(self, key: str) -> None:
         """Remove an entry, finished or not, here and at the URL; first of all what says that it is finished."""
-        with self.lock(key):
+        with self.lock(key), self._claim(key, lambda rows: None):
             if self.remote is not None:
                 self.remote.remove(f"{self._path(key)}/manifest.json")
                 self.remote.remove(self._path(key))

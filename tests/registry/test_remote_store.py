@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import socket
@@ -9,15 +11,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from registry import claim
 from registry import remote as remote_module
+from registry import store as store_module
 from registry.errors import UserError
-from registry.remote import StoreUnavailable
+from registry.remote import Remote, StoreUnavailable
 from registry.store import SHARD_ROWS, DamagedEntry, EmbeddingStore
 from tests.registry.test_store import KEYS, WHO, N, embed, vectors
 
@@ -45,7 +51,7 @@ def url(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     boto3.client("s3").create_bucket(Bucket="bucket")
-    return f"s3://bucket/{request.node.name}"
+    return f"s3://bucket/{request.node.name.partition('[')[0]}"
 
 
 class Counted:
@@ -205,9 +211,133 @@ def test_kill_nine_leaves_nothing_that_is_read(url: str, tmp_path: Path) -> None
     check(store)
 
 
-def test_two_machines_that_embed_a_little_differently_do_no_harm(url: str, tmp_path: Path) -> None:
+def together(*writes: Callable[[], object]) -> None:
+    with ThreadPoolExecutor(len(writes)) as pool:
+        for done in [pool.submit(write) for write in writes]:
+            done.result(60)
+
+
+def test_machines_that_begin_at_once_embed_nothing_twice(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "POLL", 0.05)
+    counted = Counted()
+    waited: list[int] = []
+    stores = [EmbeddingStore(url, tmp_path / str(n)) for n in range(4)]
+    together(*(lambda store=store: store.write(WHO, KEYS, counted, progress=waited.append) for store in stores))
+    assert sorted(counted.asked) == [0, 1, 2, 3]
+    assert 0 in waited, "who waits can be stopped"
+    assert "claim.json" not in objects(stores[0])
+    for store in stores:
+        check(store)
+
+
+def test_a_claim_is_one_machines(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.s3.responses import S3Response
+
+    put, one_by_one = S3Response.put_object, threading.Lock()
+
+    def atomic(response: S3Response) -> object:
+        # moto looks, and then writes: other than S3 itself, it would take two at the same moment.
+        with one_by_one:
+            return put(response)
+
+    monkeypatch.setattr(S3Response, "put_object", atomic)
+    monkeypatch.setattr(claim, "POLL", 0.01)
+    at = Remote(url)
+    inside: list[int] = []
+
+    def work() -> None:
+        with claim.claimed(at, "c.json"):
+            inside.append(1)
+            assert len(inside) == 1
+            time.sleep(0.05)
+            inside.pop()
+
+    together(*[work] * 6)
+    assert at.read("c.json") is None
+
+
+def other_claim(at: Remote, beats: Callable[[], int] = lambda: 0, **said: object) -> None:
+    holder = {"host": "elsewhere", "pid": 1, "process": "x", "claim": "x", "beat": beats(), **said}
+    at.write("c.json", json.dumps(holder).encode())
+
+
+def test_a_holder_that_died_is_noticed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = Remote(url)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = socket.gethostname()
+    # Of this host at once: a process that is no more, or this process' number in an earlier life.
+    for pid in (gone.pid, os.getpid()):
+        other_claim(at, host=here, pid=pid)
+        begun = time.monotonic()
+        with claim.claimed(at, "c.json", lambda holder: pytest.fail(f"waits for {holder}")):
+            assert time.monotonic() - begun < 5
+    # Elsewhere when it has been silent for long enough; and what is no claim is nobody's.
+    monkeypatch.setattr(claim, "POLL", 0.05)
+    monkeypatch.setattr(claim, "STALE", 0.5)
+    for write in (other_claim, lambda at: at.write("c.json", b"half a cl")):
+        write(at)
+        waited: list[str] = []
+        begun = time.monotonic()
+        with claim.claimed(at, "c.json", waited.append):
+            assert time.monotonic() - begun > 0.4
+        assert len(waited) > 2
+
+
+def test_a_living_holder_is_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "POLL", 0.1)
+    monkeypatch.setattr(claim, "STALE", 0.6)
+    monkeypatch.setattr(claim, "BEAT", 0.1)
+    at = Remote(url)
+    living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    other_claim(at, host=socket.gethostname(), pid=living.pid)
+    beats = iter(range(1, 100))
+
+    def waiting(holder: str) -> None:
+        assert holder == f"process {living.pid} of {socket.gethostname()}"
+        if (number := next(beats)) < 12:
+            other_claim(at, lambda: number, host=socket.gethostname(), pid=living.pid)
+        else:
+            raise UserError("stopped")
+
+    try:
+        with pytest.raises(UserError, match="stopped"), claim.claimed(at, "c.json", waiting):
+            pytest.fail("it was held")
+    finally:
+        living.kill()
+        living.wait()
+    # One that was taken from its holder is not taken back, nor removed, by it.
+    with claim.claimed(at, "c.json"):
+        other_claim(at)
+        time.sleep(0.4)
+    assert b"elsewhere" in (at.read("c.json") or b"")
+
+
+def test_a_claim_whose_answer_was_lost_is_mine(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first try wrote it, the second is refused: by the exception of fsspec, or as some servers say it."""
+    at = Remote(url)
+    real = at.fs.pipe_file
+
+    def lost(path: str, content: bytes, mode: str = "overwrite") -> None:
+        real(path, content, mode=mode)
+        if mode == "create":
+            raise OSError(errno.EINVAL, "At least one of the pre-conditions you specified did not hold")
+
+    monkeypatch.setattr(at.fs, "pipe_file", lost)
+    with claim.claimed(at, "c.json", lambda holder: pytest.fail("it waits for itself")):
+        assert at.read("c.json")
+    assert at.read("c.json") is None
+
+
+def test_two_machines_that_embed_a_little_differently_do_no_harm(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another processor rounds differently: shards of both lie at the URL, and the entry is one of them as a whole."""
     begun = threading.Barrier(2)
+    # As where a store knows no conditional write.
+    monkeypatch.setattr(store_module, "claimed", lambda *_: nullcontext())
 
     def write(name: str, shift: float) -> None:
         def shifted(rows: range) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
@@ -218,11 +348,7 @@ def test_two_machines_that_embed_a_little_differently_do_no_harm(url: str, tmp_p
 
         EmbeddingStore(url, tmp_path / name).write(WHO, KEYS, shifted)
 
-    threads = [threading.Thread(target=write, args=args) for args in (("one", 0.0), ("other", 1e-4))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    together(lambda: write("one", 0.0), lambda: write("other", 1e-4))
     third = EmbeddingStore(url, tmp_path / "third").open(WHO.key)
     got = np.concatenate(list(third.blocks()))
     np.testing.assert_allclose(got, vectors(range(N)), atol=2e-4)
@@ -312,6 +438,7 @@ def test_a_silent_network_is_one_clear_error(wire: Wire, url: str, tmp_path: Pat
     [
         ("s3://no-such-bucket/x", "s3://no-such-bucket/x cannot be written: is there such a bucket"),
         ("nope://x/y", "'nope://x/y' has no protocol that is known"),
+        ("s3://bucket/night[1]", "has one of [*] [?] [[] in its address"),
     ],
 )
 def test_a_wrong_url_is_one_clear_error(url: str, tmp_path: Path, place: str, words: str) -> None:

@@ -1,0 +1,117 @@
+"""Claims: of the machines that share a store at a URL one makes an entry, and the others wait for what it makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from registry.remote import Remote, StoreUnavailable
+
+BEAT = 10.0
+"""Seconds between two signs of life of a claim's holder."""
+STALE = 60.0
+"""Seconds without one after which another machine takes the claim over."""
+POLL = 1.0
+
+PROCESS = uuid4().hex
+"""Tells this process from an earlier one with its number."""
+
+
+@contextmanager
+def claimed(remote: Remote, path: str, waiting: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
+    """Hold the claim at a path of a shared store while the block works; whoever else wants it waits.
+
+    A holder that died is noticed at once on its own host, elsewhere after `STALE` seconds of silence by the clock of who
+    waits, so that no two clocks are compared. At worst (two that take over at the same moment, a store that knows no
+    conditional write, a holder that was suspended) a thing is made twice, never wrongly: writers need no claim to be safe.
+
+    `waiting` is called with the holder's name about once a second, and may raise to end the waiting.
+
+    Raises `StoreUnavailable` where the store does not answer before the block begins.
+    """
+    mine: dict[str, Any] = {
+        "host": socket.gethostname(), "pid": os.getpid(), "process": PROCESS, "claim": uuid4().hex,
+        "since": datetime.now(UTC).isoformat(timespec="seconds"), "beat": 0,
+    }  # fmt: skip
+    _take(remote, path, mine, waiting)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            with suppress(StoreUnavailable):
+                if not _is(mine, remote.read(path)):
+                    return  # Taken over.
+                mine["beat"] += 1
+                remote.write(path, json.dumps(mine).encode())
+
+    heart = threading.Thread(target=beat, name="claim", daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        heart.join()
+        with suppress(StoreUnavailable):
+            if _is(mine, remote.read(path)):
+                remote.remove(path)
+
+
+def _take(remote: Remote, path: str, mine: dict[str, Any], waiting: Callable[[str], None]) -> None:
+    content = json.dumps(mine).encode()
+    last, since = b"", 0.0
+    while True:
+        seen = remote.read(path)
+        if seen is not None and seen != last:
+            last, since = seen, time.monotonic()
+        if seen is None or _is_dead(seen) or time.monotonic() - since > STALE:
+            if seen is not None:
+                remote.remove(path)
+            # Of a claim whose answer was lost the second try is refused; of two writes that a simple server takes, one is left.
+            remote.create(path, content)
+            if _is(mine, remote.read(path)):
+                return
+            continue
+        waiting(_holder(seen))
+        time.sleep(POLL)
+
+
+def _parsed(content: bytes | None) -> dict[str, Any]:
+    try:
+        kept = json.loads(content or b"")
+        return kept if isinstance(kept, dict) else {}
+    except ValueError:
+        return {}
+
+
+def _is(mine: dict[str, Any], content: bytes | None) -> bool:
+    return _parsed(content).get("claim") == mine["claim"]
+
+
+def _holder(content: bytes) -> str:
+    kept = _parsed(content)
+    return f"process {kept.get('pid')} of {kept.get('host')}"
+
+
+def _is_dead(content: bytes) -> bool:
+    """Whether the holder was a process of this host that is no more."""
+    kept = _parsed(content)
+    pid = kept.get("pid")
+    if kept.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return False
+    if pid == os.getpid():
+        return bool(kept.get("process") != PROCESS)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
