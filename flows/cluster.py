@@ -1,17 +1,19 @@
 """A Dask cluster: its workers embed shards and sum blocks; what comes out does not depend on who made what.
 
-Workers take work from Dask alone and never meet Prefect, which would start a server in each of them. Results go through
-the embedding store, so what is sent between processes are references, and sums.
+prefect-dask starts or finds the cluster. What is sent to it are plain functions, not Prefect tasks: at a shard a task
+Prefect's server would be asked millions of times, and every worker would have to reach it. Results go through the
+embedding store, so what is sent between processes are references, and sums.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -35,8 +37,11 @@ from registry.store import EmbeddingStore, Identity
 
 if TYPE_CHECKING:
     from distributed import Client, Future
+    from prefect_dask import DaskTaskRunner
 
 Progress = Callable[[int], None]
+
+log = logging.getLogger("suture.cluster")
 
 PATIENCE = 60.0
 """Seconds that a cluster may be without any worker."""
@@ -52,7 +57,7 @@ class ClusterLost(UserError):
 
 # --- the flow's side
 
-_clients: dict[ComputeConfig, Client] = {}
+_runners: dict[ComputeConfig, DaskTaskRunner] = {}
 _connecting = threading.Lock()
 
 
@@ -62,38 +67,47 @@ def client(compute: ComputeConfig) -> Client:
     Raises `UserError` where no scheduler answers or it has no workers.
     """
     with _connecting:
-        if compute not in _clients or _clients[compute].status != "running":
-            _clients[compute] = _connect(compute)
-        return _clients[compute]
+        if compute in _runners and _runners[compute].client.status != "running":
+            _end(_runners.pop(compute))
+        if compute not in _runners:
+            _runners[compute] = _connect(compute)
+        return _runners[compute].client
 
 
-def _connect(compute: ComputeConfig) -> Client:
+def _connect(compute: ComputeConfig) -> DaskTaskRunner:
     try:
-        from distributed import Client, LocalCluster
+        from prefect_dask import DaskTaskRunner
     except ImportError:
-        raise MissingPackage("compute.dask", "distributed", "dask") from None
-    assert compute.dask is not None
+        raise MissingPackage("compute.dask", "prefect_dask", "dask") from None
     if compute.dask == "local":
-        workers = compute.workers or os.cpu_count() or 1
-        here = LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        )  # fmt: skip
-        return Client(here)
+        here = {
+            "n_workers": compute.workers or os.cpu_count() or 1, "threads_per_worker": 1, "processes": True,
+            "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "silence_logs": 50,
+        }  # fmt: skip
+        runner = DaskTaskRunner(cluster_kwargs=here)
+    else:
+        runner = DaskTaskRunner(address=compute.dask, client_kwargs={"timeout": CONNECT})
+    runner.__enter__()
     try:
-        made = Client(compute.dask, timeout=CONNECT)
-    except OSError as error:
-        raise UserError(f"compute.dask: no Dask scheduler answers at {compute.dask}: {one_line(error)}") from None
-    wanted = compute.workers or 1
-    try:
-        made.wait_for_workers(wanted, timeout=PATIENCE)
+        made = runner.client
+        if compute.dask != "local":
+            made.wait_for_workers(compute.workers or 1, timeout=PATIENCE)
     except TimeoutError:
-        made.close()
+        _end(runner)
         raise UserError(
-            f"compute.dask: {compute.dask} had less than {wanted} workers for {PATIENCE:.0f} s: start them with  "
-            f"dask worker {compute.dask} --nthreads 1"
+            f"compute.dask: {compute.dask} had less than {compute.workers or 1} workers for {PATIENCE:.0f} s: start them "
+            f"with  dask worker {compute.dask} --nthreads 1"
         ) from None
-    return made
+    except OSError as error:
+        _end(runner)
+        raise UserError(f"compute.dask: no Dask scheduler answers at {compute.dask}: {one_line(error)}") from None
+    return runner
+
+
+def _end(runner: DaskTaskRunner) -> None:
+    # The scheduler may be what is gone.
+    with suppress(OSError):
+        runner.__exit__(None, None, None)
 
 
 @contextmanager
@@ -103,12 +117,8 @@ def closing() -> Iterator[None]:
         yield
     finally:
         with _connecting:
-            while _clients:
-                made = _clients.popitem()[1]
-                here = made.cluster
-                made.close()
-                if here is not None:
-                    here.close()
+            while _runners:
+                _end(_runners.popitem()[1])
 
 
 def _finished(made: Client, submit: Callable[[Any], Future], jobs: Iterable[Any], watch: Progress) -> Iterator[Any]:
@@ -214,8 +224,11 @@ def _encoder(name: str, options: str) -> Encoder:
 _made = lru_cache(maxsize=2)(Extraction.make)
 
 
-def _embed_shard(work: Extraction, number: int, rows: range) -> tuple[int, bool]:
-    """Embed a shard into the store; gives its number, and whether it was not there already."""
+def _embed_shard(work: Extraction, number: int, rows: range) -> tuple[int, str]:
+    """Embed a shard into the store; gives its number, and by whom in how many seconds."""
+    from distributed import get_worker
+
+    begun = time.perf_counter()
     _check_version(work.code)
     with _capped():
         encoder, dataset, wanted = _made(work)
@@ -225,13 +238,13 @@ def _embed_shard(work: Extraction, number: int, rows: range) -> tuple[int, bool]
             _made.cache_clear()
             encoder, dataset, wanted = _made(work)
         if wanted.key != work.key:
-            from distributed import get_worker
-
             raise UserError(
                 f"the Dask worker at {get_worker().address} has other data, weights or libraries for {wanted.encoder} than "
                 f"the flow ({wanted.backend}): make them the same on all machines"
             )
-        return number, extract_shard(EmbeddingStore(work.store), encoder, dataset, wanted, number, rows)
+        made = extract_shard(EmbeddingStore(work.store), encoder, dataset, wanted, number, rows)
+    seconds = f"{time.perf_counter() - begun:.1f} s" if made else "no time: it was there"
+    return number, f"by {get_worker().address} in {seconds}"
 
 
 def _sum_block(
@@ -277,7 +290,8 @@ def embed(
         def submit(number: int) -> Future:
             return made.submit(_embed_shard, work, number, missing[number], pure=False)
 
-        for number, _ in _finished(made, submit, missing, progress):
+        for number, by_whom in _finished(made, submit, missing, progress):
+            log.info("shard %d of %s embedded %s", number, wanted.encoder, by_whom)
             yield number
             progress(len(missing[number]))
 

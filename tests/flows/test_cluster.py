@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import threading
@@ -19,12 +20,13 @@ import registry.store as store_module
 from align import blocks
 from align.evaluation import Anchors
 from align.moments import Moments, Points
-from flows import cluster, steps
+from flows import cluster, logs, steps
 from flows.config import ComputeConfig, RunConfig, load_config
 from registry.errors import BadItem, UserError
 from registry.results import ResultStore
 from registry.store import EmbeddingStore
 from tests.flows.conftest import write_config
+from tests.registry.test_remote_store import endpoint, url  # noqa: F401
 
 pytest.importorskip("distributed")
 
@@ -113,7 +115,7 @@ def processes(workers: int) -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="module")
 def four() -> Iterator[Client]:
-    with processes(4) as here, Client(here) as client:
+    with processes(4) as here, Client(here, set_as_default=False) as client:
         yield client
 
 
@@ -204,6 +206,22 @@ def test_killed_workers_cost_the_shards_they_worked_on(
     monkeypatch.setenv("SUTURE_STORE", str(tmp_path / "local"))
     steps.embed(config(), "b", nothing)
     np.testing.assert_array_equal(vectors(own_home / "store", key), vectors(tmp_path / "local", key))
+
+
+def test_workers_share_a_store_at_a_url(
+    config: Callable[..., RunConfig],
+    url: str,  # noqa: F811
+    own_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SUTURE_STORE", url)
+    with cluster.closing():
+        key = steps.embed(config(compute={"dask": "local", "workers": 2}), "a", nothing)
+    elsewhere = EmbeddingStore(url, tmp_path / "another-machine").open(key)
+    monkeypatch.setenv("SUTURE_STORE", str(tmp_path / "local"))
+    assert steps.embed(config(), "a", nothing) == key
+    np.testing.assert_array_equal(np.concatenate(list(elsewhere.blocks())), vectors(tmp_path / "local", key))
 
 
 def test_a_stopped_run_keeps_its_shards_and_leaves_no_work_behind(on_four: RunConfig, four: Client, log: Path) -> None:
@@ -390,5 +408,9 @@ def test_the_flow_starts_its_cluster_and_ends_it(
     before = set(psutil.Process().children(recursive=True))
     run = flow(tmp_path / "run.yaml")
     assert run["timings"]["embed"] > 0
+    lines = [json.loads(line) for line in logs.path_of(run["id"]).read_text().splitlines()]
+    told = [line for line in lines if "embedded by tcp://127.0.0.1" in line["message"]]
+    assert len(told) == 2 * ITEMS // SHARD
+    assert {(line["run"], line["phase"].split()[0]) for line in told} == {(run["id"], "embed")}
     left = [process for process in set(psutil.Process().children(recursive=True)) - before if process.is_running()]
     assert not [process for process in left if "spawn_main" in " ".join(process.cmdline())]
