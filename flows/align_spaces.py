@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -24,8 +24,12 @@ from flows.config import RunConfig
 from registry import lease
 from registry.errors import UserError
 from registry.record import TrackingUnavailable
+from registry.remote import StoreUnavailable
 
 WORKERS = min(4, os.cpu_count() or 1)
+PASSING = (TrackingUnavailable, StoreUnavailable, cluster.ClusterLost)
+"""What another machine has to mend: a run that waits finds it mended."""
+STOPPED = "stopped: finished shards and results are kept, run again to go on"
 
 
 class Cancelled(UserError):
@@ -45,7 +49,7 @@ class Watch:
 
         def callback(done: int) -> None:
             if self.stop.is_set():
-                raise Cancelled("stopped: finished shards and results are kept, run again to go on")
+                raise Cancelled(STOPPED)
             self.advance(phase, done)
 
         return callback
@@ -166,10 +170,11 @@ def new_run(config: RunConfig) -> dict[str, Any]:
     on_failure=[notify.failed],
     on_crashed=[notify.failed],
 )
-def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
+def align_spaces(config: RunConfig, run: dict[str, Any], patience: Iterable[float] = ()) -> str:
     """Align the configured spaces, score the maps, record the run; gives the run's id.
 
     Everything computed is kept under content addresses: a second run computes only what depends on a change.
+    `patience` are the seconds to wait, time after time, before the run goes on where a service did not answer.
 
     Raises `UserError` for what the user can mend, `TrackingUnavailable` where MLflow does not answer: the
     results are then kept, and ``suture record`` sends them later. Raises `Busy` where another process works on
@@ -179,8 +184,17 @@ def align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
     mlflow = {"tracking_uri": config.mlflow.tracking_uri or "", "experiment": config.mlflow.experiment}
     details = {"flow_run": runtime.flow_run.id or "", **mlflow}
     with lease.held(run["id"], **plan.uses(config), details=details), logs.logged(run["id"]):
+        waits = iter(patience)
         try:
-            return _align_spaces(config, run)
+            while True:
+                try:
+                    return _align_spaces(config, run)
+                except PASSING as error:
+                    if (seconds := next(waits, None)) is None:
+                        raise
+                    logs.log.warning("%s; going on in %.0f s", error, seconds)
+                    if WATCH.stop.wait(seconds):
+                        raise Cancelled(STOPPED) from None
         except TerminationSignal:
             # The threads of the tasks do not hear signals.
             WATCH.stop.set()
@@ -221,7 +235,8 @@ def _align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
             "fit": {" -> ".join(pair): future.result() for pair, future in fitted.items()},
             "evaluate": [[*split, future.result()] for split, future in judged.items()],
         }
-    run["throughput"] = watching.throughput(config, timings, new_spaces, new_pairs)
+    # Of a run that goes on after a service was away, the rates are those of the work.
+    run["throughput"] = run.get("throughput") or watching.throughput(config, timings, new_spaces, new_pairs)
     with _timed(timings, "score"):
         run_id = summarise(config, run, addresses)
     problem: TrackingUnavailable | None = None
@@ -235,7 +250,7 @@ def _align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
     with _timed(timings, "report"):
         report_run(config, run_id, parent)
         watch_run(config, run_id, parent)
-    timings["total"] = time.perf_counter() - begun
+    timings["total"] = timings.get("total", 0.0) + time.perf_counter() - begun
     recording.finish(run_id, timings, parent)
     watching.finish(config, run_id, parent)
     if problem is not None:

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 POOL = "suture"
 FLOW = "scheduled-run"
+PATIENCE = (15.0, 60.0, 240.0, 900.0)
+"""Seconds that a scheduled run waits, time after time, for a service that does not answer: 20 minutes."""
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -84,7 +86,7 @@ def scheduled_run(config: str, version: str = "", folder: str = "") -> State[str
         return Completed(message=f"run {run['id']} was complete already")
     WATCH.stop.clear()
     # Not a flow run of its own: what breaks off is one run to take up again.
-    return Completed(message=f"run {align_spaces.fn(loaded, run)}")
+    return Completed(message=f"run {align_spaces.fn(loaded, run, PATIENCE)}")
 
 
 def check_version(made_by: str) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,24 @@ def end(process: subprocess.Popen[Any]) -> None:
             process.wait(20)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue
+
+
+@contextmanager
+def mlflow_server(folder: Path, url: str) -> Iterator[None]:
+    """An MLflow server with proxied artifacts at an address of this machine: nobody but it knows where they are."""
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
+            *("--artifacts-destination", str(folder / "artifacts"), "--port", url.rpartition(":")[2], "--workers", "1"),
+        ],
+        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_until("MLflow answered", lambda: answers(f"{url}/health"), process)
+        yield
+    finally:
+        end(process)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,27 +14,16 @@ from typing import Any
 import pytest
 
 from registry import registered, stitched
-from tests.flows.conftest import ROOT, Main, answers, end, free_port, wait_until, write_config, write_pictures
+from tests.flows.conftest import ROOT, Main, free_port, mlflow_server, write_config, write_pictures
 from tests.flows.test_models import NAME, settings
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An MLflow server with proxied artifacts: nobody but it knows where they are."""
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
-            *("--artifacts-destination", str(folder / "artifacts"), "--port", str(port), "--workers", "1"),
-        ],
-        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        wait_until("MLflow answered", lambda: answers(f"{url}/health"), process)
+    url = f"http://127.0.0.1:{free_port()}"
+    with mlflow_server(tmp_path_factory.mktemp("mlflow"), url):
         yield url
-    finally:
-        end(process)
 
 
 @pytest.fixture(scope="module")

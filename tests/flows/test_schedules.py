@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.flows.conftest import ROOT, Main, small, write_config, write_pictures
+from tests.flows.conftest import ROOT, Main, free_port, mlflow_server, small, write_config, write_pictures
 from tests.flows.test_flow import Work, work
 
 __all__ = ["work"]
@@ -180,6 +181,38 @@ def test_one_due_time_is_one_run_and_edits_count(work_off: Callable[..., Any], c
     assert {score["map"] for score in load_run(run_ids()[-1])["scores"]} == {"ridge"}
     assert len(work.evaluated) == 2
     assert sum(one.startswith("glove") for one in work.embedded) == 1
+
+
+def test_a_run_waits_for_an_mlflow_that_is_away(
+    work_off: Callable[..., Any], config: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import logs, schedules
+    from registry.record import client
+    from registry.results import load_run, run_ids
+
+    url = f"http://127.0.0.1:{free_port()}"
+    write_config(config, {**yaml.safe_load(config.read_text()), "mlflow": {"tracking_uri": url}})
+    monkeypatch.setattr(schedules, "PATIENCE", (0.1,))
+    # For good: one clear line, and what is computed is kept.
+    (state,) = work_off(config, DUE)
+    assert state.name == "Failed"
+    assert "does not answer" in state.message
+    assert "the results are kept" in state.message
+
+    with ExitStack() as stack:
+
+        class Back:
+            def __iter__(self) -> Iterator[float]:
+                stack.enter_context(mlflow_server(tmp_path / "mlflow", url))
+                yield 0.1
+
+        monkeypatch.setattr(schedules, "PATIENCE", Back())
+        (state,) = work_off(config, datetime.now(UTC))
+        assert state.name == "Completed"
+        kept = load_run(run_ids()[-1])
+        assert client(url).get_run(kept["mlflow_run"]).info.status == "FINISHED"
+    assert len(work.evaluated) == 1
+    assert f"the MLflow server at {url} does not answer" in logs.path_of(kept["id"]).read_text()
 
 
 def test_missed_runs_collapse_into_one(work_off: Callable[..., Any], config: Path) -> None:
