@@ -5,7 +5,7 @@ set -eu
 folder="${1:-$(dirname "$0")/secrets}"
 mkdir -p "$folder"
 chmod 700 "$folder"
-for name in postgres mlflow_database mlflow_admin mlflow_flask prefect_database prefect_auth store_key store_secret; do
+for name in postgres mlflow_database mlflow_admin mlflow_suture mlflow_flask prefect_database prefect_auth store_key store_secret; do
     [ -s "$folder/$name" ] && continue
     value=$(od -An -tx1 -N24 /dev/urandom | tr -d ' \n')
     case $name in

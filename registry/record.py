@@ -168,7 +168,9 @@ def _answering(uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         if uri.startswith(("http://", "https://")) and "API request" in str(error):
-            raise TrackingUnavailable(f"the MLflow server at {uri} failed: {one_line(error)}") from None
+            allowed = ": set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of a user who may"
+            hint = allowed if re.search(r"error code 40[13]\b", str(error)) else ""
+            raise TrackingUnavailable(f"the MLflow server at {uri} failed: {one_line(error)}{hint}") from None
         raise
 
 

@@ -69,6 +69,24 @@ def test_the_environment_says_where_runs_are_recorded(
     assert services.query("mlflow", "select status from runs where name like '%-unsaid-%'") == [("FINISHED",)]
 
 
+def test_an_experiment_of_somebody_else(services: Topology, recorded: Recorded, config: Path, tmp_path: Path) -> None:
+    theirs = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": services.secrets["mlflow_admin"]}
+    content = yaml.safe_load(config.read_text())
+    own = tmp_path / "theirs.yaml"
+    own.write_text(
+        yaml.safe_dump({**content, "name": "theirs", "mlflow": {**content["mlflow"], "experiment": "theirs"}})
+    )
+    made = suture(services, recorded.home, "run", own, **theirs)
+    assert made.returncode == 0, made.stderr
+    done = suture(services, recorded.home, "run", own)
+    said = one_line(done.stderr)
+    assert done.returncode == 3, "results are kept"
+    assert "403" in said
+    assert "Permission denied" in said
+    assert "MLFLOW_TRACKING_USERNAME" in said
+    assert "suture record" in said
+
+
 @pytest.mark.parametrize("where", ["configuration", "environment"])
 def test_an_address_with_a_password_is_refused(
     services: Topology, recorded: Recorded, config: Path, tmp_path: Path, where: str

@@ -26,7 +26,7 @@ def instructions(name: str) -> list[str]:
 
 
 def test_the_services_are_those_that_are_needed() -> None:
-    assert set(SERVICES) == {"postgres", "store", "buckets", "mlflow", "prefect", "worker", "backup"}
+    assert set(SERVICES) == {"postgres", "store", "buckets", "mlflow", "users", "prefect", "worker", "backup"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -35,7 +35,7 @@ def test_each_service_is_pinned_limited_and_watched(name: str) -> None:
     assert PINNED.fullmatch(service["image"]), "a version, not latest"
     limits = service["deploy"]["resources"]["limits"]
     assert set(limits) == {"cpus", "memory"}
-    once = name in ("buckets", "backup")
+    once = name in ("buckets", "users", "backup")
     assert service["restart"] == ("no" if once else "unless-stopped")
     if not once:
         # The image's own check asks HEALTH_URL; the others have one of theirs.
@@ -65,7 +65,8 @@ def test_everything_waits_for_what_it_needs() -> None:
     assert waits["mlflow"] == {"postgres": healthy, "buckets": done}
     assert waits["prefect"] == {"postgres": healthy}
     assert waits["buckets"] == {"store": healthy}
-    assert waits["worker"] == {"mlflow": healthy, "prefect": healthy}
+    assert waits["users"] == {"mlflow": healthy}
+    assert waits["worker"] == {"users": done, "prefect": healthy}
 
 
 def test_secrets_are_files_that_each_service_is_given() -> None:

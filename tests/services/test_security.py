@@ -107,6 +107,27 @@ def test_the_password_opens_what_was_refused(services: Topology) -> None:
     assert made.status_code == 201
 
 
+def test_workers_are_no_administrators(services: Topology) -> None:
+    """They manage what they made, as every real run in these tests does, and nothing else."""
+    admin = ("admin", services.secrets["mlflow_admin"])
+    at = services.environment()
+    worker = (at["MLFLOW_TRACKING_USERNAME"], at["MLFLOW_TRACKING_PASSWORD"])
+    api = f"{services.mlflow_url}/api/2.0/mlflow"
+
+    def post(path: str, content: dict[str, str], login: tuple[str, str]) -> requests.Response:
+        return requests.post(f"{api}/{path}", json=content, auth=login, timeout=30)
+
+    theirs = post("experiments/create", {"name": "the administrator's"}, admin).json()["experiment_id"]
+    mine = post("experiments/create", {"name": "a worker's"}, worker).json()["experiment_id"]
+    assert post("experiments/delete", {"experiment_id": theirs}, worker).status_code == 403
+    assert post("runs/create", {"experiment_id": theirs}, worker).status_code == 403
+    assert post("experiments/delete", {"experiment_id": mine}, worker).status_code == 200
+    assert post("users/create", {"username": "intruder", "password": "long enough 1"}, worker).status_code == 403
+    changed = {"username": "admin", "password": "long enough 1"}
+    answer = requests.patch(f"{api}/users/update-password", json=changed, auth=worker, timeout=30)
+    assert answer.status_code == 403
+
+
 def test_a_page_of_another_host_is_refused(services: Topology) -> None:
     login = ("admin", services.secrets["mlflow_admin"])
     url = f"{services.mlflow_url}/api/2.0/mlflow/experiments/create"
@@ -174,8 +195,8 @@ def kept(services: Topology, recorded: Recorded) -> Iterator[tuple[str, bytes]]:
 def test_no_secret_is_kept_by_a_real_run(services: Topology, recorded: Recorded) -> None:
     secrets = {name: value.encode() for name, value in services.secrets.items()}
     secrets["the password of prefect_auth"] = secrets["prefect_auth"].split(b":")[1]
-    for name in ("prefect_auth", "mlflow_admin"):
-        login = secrets[name] if name == "prefect_auth" else b"admin:" + secrets[name]
+    for name, user in (("prefect_auth", b""), ("mlflow_admin", b"admin:"), ("mlflow_suture", b"suture:")):
+        login = user + secrets[name]
         secrets[f"{name} as a header"] = base64.b64encode(login).rstrip(b"=")
     found, ids = set(), []
     for place, content in kept(services, recorded):

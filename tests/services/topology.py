@@ -139,6 +139,9 @@ class Topology:
             self.start(name, wait=False)
         for name in ("mlflow", "prefect"):
             self.wait(name)
+        described = self.compose["users"]
+        command = [sys.executable, DOCKER / Path(described["command"][1]).name, *described["command"][2:]]
+        subprocess.run(["sh", DOCKER / "entrypoint.sh", *command], env=self._inside("users"), check=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
@@ -176,8 +179,8 @@ class Topology:
             "PREFECT_API_URL": self.prefect_url,
             "PREFECT_API_AUTH_STRING": self.secrets["prefect_auth"],
             "MLFLOW_TRACKING_URI": self.mlflow_url,
-            "MLFLOW_TRACKING_USERNAME": "admin",
-            "MLFLOW_TRACKING_PASSWORD": self.secrets["mlflow_admin"],
+            "MLFLOW_TRACKING_USERNAME": "suture",
+            "MLFLOW_TRACKING_PASSWORD": self.secrets["mlflow_suture"],
             "AWS_ACCESS_KEY_ID": self.secrets["store_key"],
             "AWS_SECRET_ACCESS_KEY": self.secrets["store_secret"],
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -365,20 +368,25 @@ class Topology:
         health = {"mlflow": f"{self.mlflow_url}/health", "prefect": f"{self.prefect_url}/health"}
         for name, native in loopback.items():
             described = self.compose[name]
-            inside = {
-                key: str(value).replace("/run/secrets", str(self.folder / "secrets"))
-                for key, value in described["environment"].items()
-            }
             place = self.folder / f"home-{name}"
             place.mkdir()
             self.services[name] = Service(
                 name,
                 ["sh", str(DOCKER / "entrypoint.sh"), *map(str, described["command"])],
-                {**_bare(), "HOME": str(place), **inside, "PGHOST": "127.0.0.1",
+                {**self._inside(name), "HOME": str(place), "PGHOST": "127.0.0.1",
                  "PGPORT": str(self.ports["postgres"]), **native},
                 lambda name=name: answers(health[name]),  # type: ignore[misc]
                 {"cwd": place},
             )  # fmt: skip
+
+    def _inside(self, name: str) -> dict[str, str]:
+        """The environment that the compose file gives to a service, with the addresses that are other here."""
+        said = {
+            key: str(value).replace("/run/secrets", str(self.folder / "secrets"))
+            for key, value in self.compose[name]["environment"].items()
+        }
+        here = {"MLFLOW_TRACKING_URI": self.mlflow_url} if "MLFLOW_TRACKING_URI" in said else {}
+        return {**_bare(), **said, **here}
 
     def _asked(self, user: str) -> bool:
         import psycopg2
