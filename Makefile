@@ -17,8 +17,9 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY)
 	$(BIN)/suture run
 
+# Two processes, so that what waits for a service costs less: pytest -n 0 runs everything in one.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

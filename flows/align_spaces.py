@@ -16,6 +16,7 @@ from typing import Any
 from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
+from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 from threadpoolctl import threadpool_limits
 
@@ -227,14 +228,20 @@ def _align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
         fitted = {pair: fit_pair.submit(config, *pair, keys) for pair in candidates}
         compared = compare_spaces.submit(config, keys)
         measured = measure_inputs.submit(config)
-        addresses = {
-            "keys": keys,
-            "prompts": prompts,
-            "inputs": measured.result(),
-            "compare": compared.result(),
-            "fit": {" -> ".join(pair): future.result() for pair, future in fitted.items()},
-            "evaluate": [[*split, future.result()] for split, future in judged.items()],
-        }
+        submitted: list[Any] = [*judged.values(), *fitted.values(), compared, measured]
+        try:
+            addresses = {
+                "keys": keys,
+                "prompts": prompts,
+                "inputs": measured.result(),
+                "compare": compared.result(),
+                "fit": {" -> ".join(pair): future.result() for pair, future in fitted.items()},
+                "evaluate": [[*split, future.result()] for split, future in judged.items()],
+            }
+        except PASSING:
+            # The run may be gone on with, beside nothing that is left of this attempt.
+            wait(submitted)
+            raise
     # Of a run that goes on after a service was away, the rates are those of the work.
     run["throughput"] = run.get("throughput") or watching.throughput(config, timings, new_spaces, new_pairs)
     with _timed(timings, "score"):
@@ -248,8 +255,14 @@ def _align_spaces(config: RunConfig, run: dict[str, Any]) -> str:
         except TrackingUnavailable as error:
             problem = error
     with _timed(timings, "report"):
-        report_run(config, run_id, parent)
-        watch_run(config, run_id, parent)
+        try:
+            report_run(config, run_id, parent)
+            watch_run(config, run_id, parent)
+        except TrackingUnavailable as error:
+            # Without it: a run that MLflow has in part counts as not sent.
+            problem, parent = problem or error, None
+            report_run(config, run_id, parent)
+            watch_run(config, run_id, parent)
     timings["total"] = timings.get("total", 0.0) + time.perf_counter() - begun
     recording.finish(run_id, timings, parent)
     watching.finish(config, run_id, parent)

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,8 +52,11 @@ AHEAD = 4
 """Shards that wait at each worker."""
 
 
+GONE = "the Dask scheduler is gone: finished shards are kept, run again to go on"
+
+
 class ClusterLost(UserError):
-    """The scheduler or all workers are gone; finished shards are kept."""
+    """The scheduler or all workers are gone, or not there yet; finished shards are kept."""
 
 
 # --- the flow's side
@@ -94,13 +98,13 @@ def _connect(compute: ComputeConfig) -> DaskTaskRunner:
             made.wait_for_workers(compute.workers or 1, timeout=PATIENCE)
     except TimeoutError:
         _end(runner)
-        raise UserError(
+        raise ClusterLost(
             f"compute.dask: {compute.dask} had less than {compute.workers or 1} workers for {PATIENCE:.0f} s: start them "
             f"with  dask worker {compute.dask} --nthreads 1"
         ) from None
     except OSError as error:
         _end(runner)
-        raise UserError(f"compute.dask: no Dask scheduler answers at {compute.dask}: {one_line(error)}") from None
+        raise ClusterLost(f"compute.dask: no Dask scheduler answers at {compute.dask}: {one_line(error)}") from None
     return runner
 
 
@@ -124,6 +128,8 @@ def closing() -> Iterator[None]:
 def _finished(made: Client, submit: Callable[[Any], Future], jobs: Iterable[Any], watch: Progress) -> Iterator[Any]:
     """The results of jobs as they finish, a few of them submitted ahead; `watch(0)` may break them off at any time."""
     from distributed import wait
+    from distributed.client import ClosedClientError
+    from distributed.comm import CommClosedError
 
     waiting, jobs, alone = set[Any](), iter(jobs), time.monotonic()
     try:
@@ -148,8 +154,10 @@ def _finished(made: Client, submit: Callable[[Any], Future], jobs: Iterable[Any]
                 # A result that nobody holds is not computed again where its worker dies later.
                 waiting.discard(future)
                 yield _result(future)
+    except (CancelledError, ClosedClientError, CommClosedError):
+        raise ClusterLost(GONE) from None
     finally:
-        if waiting:
+        if waiting and made.status == "running":
             made.cancel(list(waiting))
 
 
@@ -158,11 +166,12 @@ def _result(future: Future) -> Any:
 
     # "lost" is not the end: the result went with its worker, and is made again while it is waited for.
     if future.status == "cancelled":
-        raise ClusterLost("the Dask scheduler is gone: finished shards are kept, run again to go on")
+        raise ClusterLost(GONE)
     try:
         return future.result()
     except KilledWorker as error:
-        raise ClusterLost(
+        # Tried again, it would end them again.
+        raise UserError(
             f"a piece of work ended {error.allowed_failures + 1} workers (too little memory?): run again to go on"
         ) from None
 

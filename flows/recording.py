@@ -14,6 +14,7 @@ from align import load_map
 from align.evaluation import HEAD, pool
 from align.maps import Identity
 from align.score import Score, adjust
+from flows import watching
 from flows.config import RunConfig
 from flows.steps import Workbench, dataset_of, encoder_of, map_folder, prompts_of, store
 from registry import promotion, report
@@ -231,6 +232,7 @@ def finish(run_id: str, timings: dict[str, float], parent: str | None) -> None:
 
 def send(config: RunConfig, run_id: str) -> tuple[str, str | None]:
     """Send a kept run to MLflow later than its flow did; gives the parent run's id and the champion's URI."""
+    told = "seconds" in load_run(run_id)
     parent = record_run(config, run_id)
     uri = register_champion(config, run_id, parent)
     run = load_run(run_id)
@@ -239,6 +241,9 @@ def send(config: RunConfig, run_id: str) -> tuple[str, str | None]:
     run["mlflow_run"], run["seconds"] = parent, run.get("seconds", written - run["started_ms"] / 1000)
     save_run(run)
     report_run(config, run_id, parent)
+    watching.watch(config, run_id, parent)
+    # Its flow told what it found, but did not know the champion.
+    watching.finish(config, run_id, parent, tell=not told or bool(load_run(run_id)["watch"]["stale"]))
     return parent, uri
 
 

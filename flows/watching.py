@@ -100,8 +100,8 @@ def _champion(config: RunConfig, run: dict[str, Any], parent: str | None) -> dic
     }  # fmt: skip
 
 
-def finish(config: RunConfig, run_id: str, parent: str | None) -> None:
-    """Send what is known last (seconds, rates, the number of alerts) to MLflow, and tell whoever wants to know."""
+def finish(config: RunConfig, run_id: str, parent: str | None, *, tell: bool = True) -> None:
+    """Send what is known last (seconds, rates, the number of alerts) to MLflow, and `tell` whoever wants to know."""
     run = load_run(run_id)
     link = str(runs_folder() / run_id / "tonight.html")
     if parent is not None:
@@ -111,7 +111,8 @@ def finish(config: RunConfig, run_id: str, parent: str | None) -> None:
             log.warning("the last metrics are not in MLflow: %s", error)
     for name, rate in run.get("throughput", {}).items():
         log.info("%s: %.1f a second", name, rate)
-    notify.changed(config, run, link=link)
+    if tell:
+        notify.changed(config, run, link=link)
 
 
 def _metrics(config: RunConfig, run: dict[str, Any], parent: str) -> str | None:

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes side by side share the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Before anything imports Prefect, MLflow or a hub's library: they read these once.
 os.environ["SUTURE_HOME"] = tempfile.mkdtemp(prefix="suture-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,6 +24,17 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 from flows import environment
 
 environment.prepare()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist: a file's tests in one process, and all that share the real services, which take longest, first."""
+
+    def group(item: pytest.Item) -> str:
+        return "services" if "services" in item.path.parts else str(item.path)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: group(item) != "services")
 
 
 @pytest.fixture(scope="session")

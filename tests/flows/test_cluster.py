@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ from flows.config import ComputeConfig, RunConfig, load_config
 from registry.errors import BadItem, UserError
 from registry.results import ResultStore
 from registry.store import EmbeddingStore
-from tests.flows.conftest import write_config
+from tests.flows.conftest import ROOT, end, free_port, write_config
 from tests.registry.test_remote_store import endpoint, url  # noqa: F401
 
 pytest.importorskip("distributed")
@@ -276,6 +278,59 @@ def test_a_cluster_that_is_not_there_is_one_line(
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="compute.dask: 'localhost' is neither 'local' nor an address"):
         config(compute={"dask": "localhost"})
+
+
+def test_a_scheduler_that_goes_away_is_one_line_and_may_come_back(
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "CONNECT", 1.0)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    log = tmp_path / "log"
+    log.touch()
+
+    @contextmanager
+    def served() -> Iterator[subprocess.Popen[bytes]]:
+        words = [
+            ["scheduler", "--host", address, "--no-dashboard"],
+            ["worker", address, "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)],
+        ]
+        made = [
+            subprocess.Popen(
+                [sys.executable, "-m", "dask", *one], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                cwd=ROOT, start_new_session=True,
+            )
+            for one in words
+        ]  # fmt: skip
+        try:
+            with Client(address, timeout=60, set_as_default=False) as client:
+                client.wait_for_workers(1, timeout=60)
+                client.register_plugin(Observed(str(log), 0.1))
+            yield made[0]
+        finally:
+            for process in made:
+                end(process)
+
+    asked = config(compute={"dask": address})
+    with cluster.closing():
+        with served() as scheduler:
+
+            def kill() -> None:
+                while len(noted(log, "embed")) < 3:
+                    time.sleep(0.01)
+                scheduler.kill()
+
+            killer = threading.Thread(target=kill)
+            killer.start()
+            with pytest.raises(cluster.ClusterLost, match="the Dask scheduler is gone: finished shards are kept"):
+                steps.embed(asked, "a", nothing)
+            killer.join()
+        with pytest.raises(cluster.ClusterLost, match="no Dask scheduler answers"):
+            steps.embed(asked, "a", nothing)
+        before = len(noted(log, "embed"))
+        with served():
+            steps.embed(asked, "a", nothing)
+    assert len(noted(log, "embed")) <= ITEMS // SHARD + 1
+    assert before >= 3
 
 
 # --- sums
