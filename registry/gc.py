@@ -38,7 +38,8 @@ class Waste:
     kind: Kind
     name: str
     bytes: int
-    remove: Callable[[], None]
+    remove: Callable[[], bool | None]
+    """Gives False where it was left alone after all."""
 
 
 def collect(
@@ -59,7 +60,8 @@ def collect(
 
     Parameters
     ----------
-    shared_store : also of a store outside SUTURE_HOME, of which runs of other homes are not known here.
+    shared_store : also of a store outside SUTURE_HOME, of which runs of other homes are not known here. Without, only
+        the local cache of a store at a URL is cleaned.
     tell : called with each thing before it is removed.
 
     Returns
@@ -77,9 +79,10 @@ def collect(
     def take(waste: Iterator[Waste]) -> None:
         for one in waste:
             tell(one)
-            found.append(one)
-            if apply:
-                one.remove()
+            if apply and one.remove() is False:
+                notes.append(f"{one.kind} {one.name} is being made by another process, or just was, and was left alone")
+            else:
+                found.append(one)
 
     kept, old = _sort_runs(keep_runs, keep_days)
     take(_mlflow(kept, old))
@@ -98,6 +101,9 @@ def collect(
             take(_entries(store, entries, grace))
         else:
             notes.append(f"the store at {store.place} may serve others, and was left alone: see --shared-store")
+            if store.remote is not None:
+                # What is whole in the cache is fetched again when it is needed; the URL is not asked.
+                take(_entries(EmbeddingStore(store.root), entries, grace, unfinished=False))
         take(_results(results, grace))
     counts, sizes = Counter(one.kind for one in found), Counter[str]()
     for one in found:
@@ -155,10 +161,10 @@ def _run(run_id: str) -> Waste:
     return Waste("run", run_id, _size(folder) + sum(map(_size, others)), remove)
 
 
-def _entries(store: EmbeddingStore, used: set[str], grace: float) -> Iterator[Waste]:
-    finished = set(store.entries())
-    unfinished = {path.name for path in store.root.glob("v*/??/*") if path.is_dir()} - finished
-    for key in sorted((finished | unfinished) - used):
+def _entries(store: EmbeddingStore, used: set[str], grace: float, *, unfinished: bool = True) -> Iterator[Waste]:
+    finished, before = set(store.entries()), time.time() - 3600 * grace
+    begun = {path.name for path in store.root.glob("v*/??/*") if path.is_dir()} if unfinished else set()
+    for key in sorted((finished | begun) - used):
         try:
             folder = store.folder(key)
         except UserError:
@@ -171,7 +177,7 @@ def _entries(store: EmbeddingStore, used: set[str], grace: float) -> Iterator[Wa
         else:
             age = _age(folder)
         if min(age, _age(folder)) > 3600 * grace:
-            yield Waste("store entry", key, size, lambda key=key: store.remove(key))  # type: ignore[misc]
+            yield Waste("store entry", key, size, lambda key=key: store.remove(key, before=before))  # type: ignore[misc]
 
 
 def _results(used: set[str], grace: float) -> Iterator[Waste]:

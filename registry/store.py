@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from align import Space
 from align.files import write_atomically
@@ -453,12 +453,37 @@ class EmbeddingStore:
             write_atomically(self.folder(key) / name, content)
             self._send(key, name, content)
 
-    def remove(self, key: str) -> None:
-        """Remove an entry, finished or not, here and at the URL; first of all what says that it is finished."""
-        with self.lock(key), self._claim(key, lambda rows: None):
-            if self.remote is not None:
-                self.remote.remove(f"{self._path(key)}/manifest.json")
-                self.remote.remove(self._path(key))
-            folder = self.folder(key)
-            (folder / "manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(folder)
+    def remove(self, key: str, *, before: float | None = None) -> bool:
+        """Remove an entry, finished or not, here and at the URL; first of all what says that it is finished.
+
+        Gives False, and removes nothing, where another process or machine is making it: that is not waited for. So too
+        with `before` (seconds since 1970) where it was finished after that.
+        """
+
+        def busy(rows: int) -> None:
+            raise Timeout(key)
+
+        migrate(self, key)
+        folder = self.folder(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / ".lock", timeout=0), self._claim(key, busy):
+                if before is not None and self._finished_at(key) > before:
+                    return False
+                if self.remote is not None:
+                    self.remote.remove(f"{self._path(key)}/manifest.json")
+                    self.remote.remove(self._path(key))
+                (folder / "manifest.json").unlink(missing_ok=True)
+                shutil.rmtree(folder)
+        except Timeout:
+            return False
+        return True
+
+    def _finished_at(self, key: str) -> float:
+        """When an entry was finished for all who share the store, in seconds since 1970; 0 where it is not, or cannot be read."""
+        path = f"{self._path(key)}/manifest.json"
+        content = self._read(key, "manifest.json") if self.remote is None else self.remote.read(path)
+        try:
+            return datetime.fromisoformat(json.loads(content or b"")["created"]).timestamp()
+        except (ValueError, KeyError, TypeError):
+            return 0.0

@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,11 +22,11 @@ from tests.flows.conftest import (
     ROOT,
     Cli,
     Main,
-    answers,
     end,
     files_of,
     free_port,
     hub,
+    mlflow_server,
     small,
     wait_until,
     write_config,
@@ -206,24 +205,6 @@ def test_fewer_anchors_than_dimensions(main: Main, own_home: Path, pictures: Pat
 # --- MLflow
 
 
-@contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[str]:
-    """A real server on a database in a folder."""
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
-            "--default-artifact-root", (folder / "artifacts").as_uri(), "--host", "127.0.0.1", "--port", str(port),
-            "--workers", "1",
-        ],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        wait_until("MLflow answered", lambda: answers(f"http://127.0.0.1:{port}/health"), process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        end(process)
-
-
 def test_results_are_kept_where_mlflow_does_not_answer_and_sent_later(
     main: Main, own_home: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -231,7 +212,7 @@ def test_results_are_kept_where_mlflow_does_not_answer_and_sent_later(
 
     from registry.results import load_run
 
-    port = free_port()
+    uri = f"http://127.0.0.1:{free_port()}"
     content = small(
         pictures, dataset=hub(pictures, limit=60),
         spaces={
@@ -239,14 +220,14 @@ def test_results_are_kept_where_mlflow_does_not_answer_and_sent_later(
             "minilm": {"encoder": "minilm-l6", "column": "en"},
         },
         pairs=[["lite0", "minilm"]], zero_shot={"templates": ["{}"]}, champion={"name": "late"},
-        mlflow={"tracking_uri": f"http://127.0.0.1:{port}", "experiment": "later"},
+        mlflow={"tracking_uri": uri, "experiment": "later"},
     )  # fmt: skip
     begun = time.monotonic()
     code, _, err = main("run", write_config(tmp_path / "run.yaml", content))
     assert time.monotonic() - begun < 60
     run = load_run("latest")
     assert code == 3
-    assert f"the MLflow server at http://127.0.0.1:{port} does not answer" in one_line(err)
+    assert f"the MLflow server at {uri} does not answer" in one_line(err)
     assert f"suture record {run['id']}" in err
     assert len(run["scores"]) == 2 * 7
     assert (own_home / "runs" / run["id"] / "report.html").is_file()
@@ -254,7 +235,7 @@ def test_results_are_kept_where_mlflow_does_not_answer_and_sent_later(
     assert json.loads(main("list", "runs", "--json")[1])[0]["recorded"] == "no"
     assert main("record", "latest")[0] == 3
 
-    with mlflow_server(tmp_path, port) as uri:
+    with mlflow_server(tmp_path / "mlflow", uri):
         code, out, err = main("record", "latest", "--json")
         assert code == 0, err[-2000:]
         sent = json.loads(out)
@@ -267,6 +248,11 @@ def test_results_are_kept_where_mlflow_does_not_answer_and_sent_later(
         assert {status for status, _ in before.values()} == {"FINISHED"}
         assert client.get_model_version_by_alias("late", "champion").version in (1, "1")
         assert json.loads(main("list", "runs", "--json")[1])[0]["recorded"] == "yes"
+        # With all that its flow would have left there.
+        assert {"report.html", "tonight.html"} <= {one.path for one in client.list_artifacts(sent["mlflow_run"])}
+        metrics = client.get_run(sent["mlflow_run"]).data.metrics
+        assert metrics["seconds/embed"] > 0
+        assert load_run("latest")["watch"]["champion"]["is_tonights"]
 
         code, out, _ = main("record", "latest", "--json")
         assert (code, json.loads(out)) == (0, sent)

@@ -19,6 +19,9 @@ from registry.errors import UserError
 from registry.record import TrackingUnavailable, client, record
 from registry.results import ResultStore, load_run, run_ids, save_run
 from registry.store import EmbeddingStore, Identity
+from tests.registry.test_remote_store import endpoint, url
+
+__all__ = ["endpoint", "url"]
 
 DAY = 86400.0
 FACTS = {
@@ -267,3 +270,85 @@ def test_a_store_that_others_may_use_is_left_alone(
     assert "may serve others" in found["notes"][0]
     gc.collect(apply=True, shared_store=True)
     assert key not in EmbeddingStore.default()
+
+
+def remote_names(key: str) -> set[str]:
+    """The files of an entry at the URL."""
+    store = EmbeddingStore.default()
+    assert store.remote is not None
+    return set(store.remote.sizes(f"v2/{key[:2]}/{key}"))
+
+
+def finished_long_ago(key: str) -> None:
+    """Say so at the URL as well."""
+    store = EmbeddingStore.default()
+    assert store.remote is not None
+    manifest = (store.folder(key) / "manifest.json").read_bytes()
+    store.remote.write(f"v2/{key[:2]}/{key}/manifest.json", manifest)
+
+
+@pytest.mark.usefixtures("own_home")
+def test_of_a_store_at_a_url_the_cache_is_cleaned_without_asking_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUTURE_STORE", url)
+    run, store = made(0), EmbeddingStore.default()
+    orphan, young, leased = (entry(name) for name in ("orphan", "young", "leased"))
+    os.utime(store.folder(young) / "manifest.json")
+    unfinished = entry("unfinished")
+    (store.folder(unfinished) / "manifest.json").unlink()
+    there = remote_names(orphan)
+
+    def here() -> set[str]:
+        return {path.parent.name for path in store.root.glob("v2/??/*/*.npy")}
+
+    stay = {*run["addresses"]["keys"].values(), young, leased, unfinished}
+    with lease.held("at work", store=[leased]), monkeypatch.context() as offline:
+        offline.setattr("registry.remote.Remote._call", None)
+        dry = gc.collect()
+        assert here() == stay | {orphan}
+        wet = gc.collect(apply=True)
+        assert here() == stay
+    assert dry["kinds"] == wet["kinds"]
+    assert wet["kinds"]["store entry"]["count"] == 1
+    assert ["may serve others" in note for note in wet["notes"]] == [True]
+    assert not store.folder(orphan).exists()
+    assert remote_names(orphan) == there
+    assert list(store.open(orphan).keys) == ["a", "b", "c"]  # Fetched again.
+
+
+@pytest.mark.usefixtures("own_home")
+def test_what_another_machine_makes_is_neither_waited_for_nor_removed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUTURE_STORE", url)
+    claimed, orphan, remade = (entry(name) for name in ("claimed", "orphan", "remade"))
+    for key in (claimed, orphan):
+        finished_long_ago(key)  # At the URL, `remade` is of this moment.
+    store = EmbeddingStore.default()
+    assert store.remote is not None
+    holder = {"host": "elsewhere", "pid": 1, "process": "x", "claim": "x", "beat": 0}
+    store.remote.write(f"v2/{claimed[:2]}/{claimed}/claim.json", json.dumps(holder).encode())
+    begun = time.monotonic()
+    found = gc.collect(apply=True, shared_store=True)
+    assert time.monotonic() - begun < 30
+    assert found["kinds"]["store entry"]["count"] == 1
+    assert remote_names(orphan) == set()
+    for key in (claimed, remade):
+        assert "manifest.json" in remote_names(key)
+        assert (store.folder(key) / "manifest.json").exists()
+        assert any(key in note for note in found["notes"])
+    store.remote.remove(f"v2/{claimed[:2]}/{claimed}/claim.json")
+    gc.collect(apply=True, shared_store=True)
+    assert remote_names(claimed) == set()
+    assert "manifest.json" in remote_names(remade)
+
+
+@pytest.mark.usefixtures("own_home")
+def test_what_another_process_makes_is_not_waited_for() -> None:
+    key, store = entry("orphan"), EmbeddingStore.default()
+    with store.lock(key):
+        found = gc.collect(apply=True)
+        assert key in found["notes"][0]
+        assert found["kinds"]["store entry"]["count"] == 0
+    assert key in store
+    gc.collect(apply=True)
+    assert key not in store
