@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
@@ -27,16 +28,20 @@ from registry.record import TrackingUnavailable, abandon
 from registry.results import load_run, run_ids
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, Worker
 
 INTERVAL = 60.0
 """Seconds between two sweeps of a worker."""
 GRACE = timedelta(minutes=3)
-"""A flow run that has no lease for so long, and whose worker is gone, counts as abandoned."""
+"""A flow run counts as abandoned when every sweep for so long found neither a lease nor a worker of it."""
+ELSEWHERE = timedelta(hours=6)
+"""How long a worker of another host must have been silent before its runs may count as abandoned: they may outlive it."""
 RESTARTS = 3
 TAKEN_UP = "taken up again"
 
 _sent: set[str] = set()
+_missed: dict[UUID, float] = {}
+"""When a flow run was first found without lease and worker, by this process's clock; those that look alive are not here."""
 
 
 def sweep_quietly(say: Callable[[str], None], *, all_: bool = True) -> None:
@@ -132,6 +137,9 @@ def _take_up(client: SyncPrefectClient, run: FlowRun, why: str) -> str | None:
 
 def _orphans(client: SyncPrefectClient) -> list[str]:
     """Take up scheduled runs that crashed, and those that neither a lease nor a worker stands for any more."""
+    # Forgotten too where the server does not answer now: the workers were not seen then.
+    before = dict(_missed)
+    _missed.clear()
     kinds = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.CRASHED]
     found = client.read_flow_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=[schedules.FLOW])),
@@ -143,14 +151,17 @@ def _orphans(client: SyncPrefectClient) -> list[str]:
     for run in found:
         if run.state is None or str(run.id) in held:
             continue
-        age = now - run.state.timestamp
         if run.state.type is StateType.CRASHED:
-            if run.deployment_id is None or age > timedelta(days=1):
+            if run.deployment_id is None or now - run.state.timestamp > timedelta(days=1):
                 continue
             why = run.state.message or "it crashed"
-        elif age < GRACE or _worker_online(client, run):
+        elif _worker_online(client, run):
             continue
         else:
+            first = before.get(run.id, time.monotonic())
+            if time.monotonic() - first < GRACE.total_seconds():
+                _missed[run.id] = first
+                continue
             why = "its worker is gone"
         if again := _take_up(client, run, why):
             done.append(f"flow run {run.name}: {again}")
@@ -158,23 +169,29 @@ def _orphans(client: SyncPrefectClient) -> list[str]:
 
 
 def _worker_online(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether a run's worker works, or was seen so lately on another host that the run may well live on."""
     name = (run.labels or {}).get("prefect.worker.name")
-    if run.work_pool_name is None:
-        return False
+    host, _, pid = str(name or "").rpartition("-")[0].rpartition("-")
+    here = host == socket.gethostname() and pid.isdecimal()
     # The server takes minutes to notice that a worker died; of one of this host it can be seen at once.
-    host, _, pid = str(name or "").rpartition("-")
-    if host == socket.gethostname() and pid.isdecimal():
+    if here:
         try:
             os.kill(int(pid), 0)
         except ProcessLookupError:
             return False
         except PermissionError:
             pass
-    try:
-        workers = client.read_workers_for_work_pool(run.work_pool_name, limit=200)
-    except ObjectNotFound:
-        return False
-    return any(one.status == "ONLINE" and name in (None, one.name) for one in workers)
+    workers: list[Worker] = []
+    if run.work_pool_name is not None:
+        with suppress(ObjectNotFound):
+            workers = client.read_workers_for_work_pool(run.work_pool_name, limit=200)
+    known = [one for one in workers if name in (None, one.name)]
+    online = any(one.status == "ONLINE" for one in known)
+    if here or name is None or online:
+        return online
+    assert run.state is not None
+    seen = max((one.last_heartbeat_time for one in known if one.last_heartbeat_time), default=run.state.timestamp)
+    return datetime.now(UTC) - seen < ELSEWHERE
 
 
 def _send_unsent() -> list[str]:

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
 from prefect import flow, runtime
@@ -209,8 +210,8 @@ def add(
 
     With `once` it runs one time, now or `at`, and a schedule that there is stays.
 
-    Raises `UserError` for a configuration, cron line, interval, time zone or pool that is none, and for a second
-    schedule of one configuration unless it is to `replace` the first.
+    Raises `UserError` for a configuration, cron line, interval, time zone or pool that is none, for a second
+    schedule of one configuration unless it is to `replace` the first, and for `once` under another file's name.
     """
     schedule = schedule_of(cron, every, timezone)
     if (schedule is None) != once:
@@ -226,20 +227,21 @@ def add(
                 f"there is a schedule '{mine[0].name}'{of} already ({when(mine[0])}): give --replace, "
                 f"or remove it with  suture schedule remove {mine[0].name}"
             )
-        same = once and next((one for one in mine if one.name == name), None)
-        if same:
-            made = same.id
+        if once:
+            same = next((one for one in mine if one.name == name), None)
+            if same and (other := same.parameters.get("config")) != path:
+                raise UserError(f"'{name}' is the name of {other} already: give {path} a `name:` of its own")
+            made = same.id if same else _deploy(name, path, None, work_pool)
+            state: State[Any] = Scheduled(scheduled_time=at or datetime.now(UTC))
+            client.create_flow_run_from_deployment(made, state=state)
         else:
             for one in mine:
                 if one.name != name:
                     client.delete_deployment(one.id)
             made = _deploy(name, path, schedule, work_pool)
-            if mine and not once:
+            if mine:
                 # An update leaves alone what it is not told of.
                 client.update_deployment(made, DeploymentUpdate(paused=False))
-        if once:
-            state: State[Any] = Scheduled(scheduled_time=at or datetime.now(UTC))
-            client.create_flow_run_from_deployment(made, state=state)
         return _described(client, client.read_deployment(made))
 
 
@@ -328,6 +330,11 @@ def change(name: str, what: str) -> str:
 # --- the worker
 
 
+def worker_name() -> str:
+    """A name that no other worker has: a container that starts again has the host name and process id it had before."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+
+
 def work(pool: str | None, limit: int, say: Callable[[str], None]) -> None:
     """Work scheduled runs of a pool until told to stop, `limit` at once, and take up what broke off.
 
@@ -343,9 +350,7 @@ def work(pool: str | None, limit: int, say: Callable[[str], None]) -> None:
 
     with api() as client:
         name = ensure_pool(client, pool)
-    worker = ProcessWorker(
-        name, name=f"{socket.gethostname()}-{os.getpid()}", limit=limit, create_pool_if_not_found=False
-    )
+    worker = ProcessWorker(name, name=worker_name(), limit=limit, create_pool_if_not_found=False)
 
     submit = worker._submit_scheduled_flow_runs
 

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
@@ -161,6 +162,111 @@ def test_a_run_that_breaks_off_again_and_again_is_given_up(
     following = client.create_flow_run_from_deployment(made.id, state=Scheduled())
     client.set_flow_run_state(following.id, Pending())
     assert client.read_flow_run(following.id).state.name == "Pending"
+
+
+Taken = Callable[..., bool]
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def running(
+    own_home: Path, client: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Taken]:
+    """A scheduled run of a worker, in state Running; then a way to sweep while the server says this of the worker."""
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import Worker
+    from prefect.states import Pending, Running, Scheduled
+
+    from flows import recovery, schedules
+
+    monkeypatch.setattr(recovery, "_missed", {})
+    monkeypatch.setattr(recovery, "GRACE", timedelta(0))
+
+    def start(worker: str) -> Taken:
+        name = f"nightly-{uuid4().hex[:6]}"
+        schedules.add(write_config(tmp_path / f"{name}.yaml", small(pictures, name=name)), every="1h")
+        made = next(one for one in schedules.deployments(client) if one.name == name)
+        run = client.create_flow_run_from_deployment(made.id, state=Scheduled())
+        client.update_flow_run_labels(run.id, {"prefect.worker.name": worker})
+        for state in (Pending(), Running()):
+            client.set_flow_run_state(run.id, state)
+
+        def taken_up(status: str = "", silent: timedelta = timedelta(0)) -> bool:
+            """Sweep; `status` is '' where the server does not know the worker."""
+            seen = Worker(
+                name=worker, work_pool_id=uuid4(), last_heartbeat_time=datetime.now(UTC) - silent,
+                status=status or "OFFLINE",
+            )  # fmt: skip
+            answer = [seen] if status else []
+            monkeypatch.setattr(SyncPrefectClient, "read_workers_for_work_pool", lambda *_, **__: answer)
+            said = [line for line in recovery.sweep() if run.name in line]
+            assert bool(said) == (client.read_flow_run(run.id).state.name == "AwaitingRetry")
+            return bool(said)
+
+        return taken_up
+
+    return start
+
+
+def test_a_run_is_abandoned_when_every_sweep_for_a_while_said_so(
+    running: Callable[[str], Taken], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import recovery, schedules
+    from registry.errors import UserError
+
+    taken_up = running(f"{socket.gethostname()}-{os.getpid()}-0a1b2c3d")
+
+    def with_grace(grace: timedelta, *said: Any) -> bool:
+        monkeypatch.setattr(recovery, "GRACE", grace)
+        return taken_up(*said)
+
+    assert not with_grace(HOUR, "OFFLINE")
+    assert not with_grace(timedelta(0), "ONLINE")
+    assert not with_grace(HOUR, "OFFLINE")
+    # A server that was away has not heard of the workers meanwhile.
+    with monkeypatch.context() as patch:
+        patch.setattr(schedules.SyncPrefectClient, "read_flow_runs", Mock(side_effect=UserError("away")))
+        with pytest.raises(UserError):
+            recovery.sweep()
+    assert recovery._missed == {}
+    assert not with_grace(HOUR, "OFFLINE")
+    first = dict(recovery._missed)
+    assert not with_grace(HOUR, "OFFLINE")
+    assert recovery._missed == first
+    assert with_grace(timedelta(0), "OFFLINE")
+    assert recovery._missed == {}
+
+
+def test_a_run_of_another_host_may_outlive_its_worker(
+    running: Callable[[str], Taken], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import recovery
+
+    # The process id is of a living process, but not of that host.
+    taken_up = running(f"not-{socket.gethostname()}-{os.getpid()}-0a1b2c3d")
+    assert not taken_up("OFFLINE", 5 * HOUR)
+    assert not taken_up("ONLINE", 7 * HOUR)
+    assert not taken_up()
+    assert taken_up("OFFLINE", 7 * HOUR)
+    taken_up = running(f"not-{socket.gethostname()}-1-0a1b2c3d")
+    monkeypatch.setattr(recovery, "ELSEWHERE", timedelta(0))
+    assert taken_up()
+
+
+def test_a_worker_of_this_host_is_known_by_its_process_or_the_server(
+    running: Callable[[str], Taken], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import schedules
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "a-host-7")
+    names = {schedules.worker_name() for _ in range(2)}
+    assert len(names) == 2  # A container that starts again has the same host name and process id.
+    taken_up = running(names.pop())
+    assert not taken_up("ONLINE")
+    assert taken_up("OFFLINE")
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    assert running(f"a-host-7-{gone.pid}-0a1b2c3d")("ONLINE")
 
 
 def test_worker_and_flow_killed_in_the_middle_the_next_worker_finishes_the_run(

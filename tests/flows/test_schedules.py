@@ -101,6 +101,35 @@ def test_a_second_schedule_of_one_configuration_is_refused_or_replaces(main: Mai
     assert (code, str(config) in said) == (2, True)
 
 
+def test_once_leaves_the_schedules_that_there_are(main: Main, config: Path, client: Any) -> None:
+    from prefect.client.schemas.filters import DeploymentFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    from flows import schedules
+
+    name, content = name_of(config), yaml.safe_load(config.read_text())
+
+    def runs(of: str) -> int:
+        (made,) = (one for one in schedules.deployments(client) if one.name == of)
+        wanted = DeploymentFilter.model_validate({"id": {"any_": [made.id]}})
+        return len(client.read_flow_runs(deployment_filter=wanted, sort=FlowRunSort.ID_DESC, limit=200))
+
+    schedules.add(config, cron="0 2 * * *")
+    before = runs(name)
+    assert schedules.add(config, once=True)["when"] == "cron '0 2 * * *' UTC"
+    assert runs(name) == before + 1
+    # Another file of the same name is not run in its place, nor the other way round.
+    other = write_config(config.with_name("other.yaml"), content)
+    code, _, said = main("schedule", other, "--once")
+    assert (code, said.count("\n"), f"{config} already" in said, runs(name)) == (2, 1, True, before + 1)
+    # Under a new name in the same file it is made beside the old one.
+    write_config(config, {**content, "name": f"{name}-new"})
+    assert schedules.add(config, once=True)["when"] == "once"
+    kept = {one["name"]: one["when"] for one in schedules.listed()}
+    assert (kept[name], kept[f"{name}-new"]) == ("cron '0 2 * * *' UTC", "once")
+    assert (runs(name), runs(f"{name}-new")) == (before + 1, 1)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
