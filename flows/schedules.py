@@ -33,7 +33,7 @@ from prefect.client.schemas.objects import (
 )
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling, Completed, Scheduled
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -160,7 +160,8 @@ def ensure_pool(client: SyncPrefectClient, pool: str | None) -> str:
                 f"there is no work pool '{name}' (there: {others}): leave --pool out, or make it with  "
                 f"prefect work-pool create --type process {name}"
             ) from None
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"), overwrite=False)
+        with contextlib.suppress(ObjectAlreadyExists):  # Another worker made it just now.
+            client.create_work_pool(WorkPoolCreate(name=name, type="process"), overwrite=False)
         return name
     if found.type != "process":
         raise UserError(f"work pool '{name}' is of type '{found.type}'; suture's workers work pools of type 'process'")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.soak.faults import Soak
-from benchmarks.soak.home import Row, checks
+from benchmarks.soak.home import TWO_HOMES, Row, checks
 from benchmarks.soak.reader import Reader
 from benchmarks.soak.repeated import growth, in_a_row
 from tests.services.topology import Topology
@@ -17,7 +17,8 @@ ITEMS = 520
 """Two shards a space."""
 SHORT = (
     "flow killed", "scheduled flow killed", "worker and run killed", "worker alone killed", "disk full",
-    "two flows at once", "store stalled", "mlflow killed", "postgres killed", "prefect killed",
+    "two flows at once", TWO_HOMES, "store stalled", "mlflow killed", "mlflow killed, scheduled", "postgres killed",
+    "prefect killed",
 )  # fmt: skip
 
 
