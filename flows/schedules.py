@@ -336,19 +336,27 @@ def worker_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
-def work(pool: str | None, limit: int, say: Callable[[str], None]) -> None:
+def work(pool: str | None, limit: int, say: Callable[[str], None], health: int | None = None) -> None:
     """Work scheduled runs of a pool until told to stop, `limit` at once, and take up what broke off.
 
-    `say` is told what is done besides.
+    `say` is told what is done besides. Where `health` is a port, this host alone is told at /health whether the worker asks for work.
 
-    Raises `UserError` where there is no server or no such pool.
+    Raises `UserError` where there is no server or no such pool, or the port is taken.
     """
     import asyncio
 
+    from prefect.settings import PREFECT_WORKER_WEBSERVER_HOST, PREFECT_WORKER_WEBSERVER_PORT, temporary_settings
     from prefect.workers.process import ProcessWorker
 
     from flows import recovery
 
+    if health is not None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", health))
+            except OSError as error:
+                raise UserError(f"--health {health}: {error.strerror}; name a port that is free") from None
     with api() as client:
         name = ensure_pool(client, pool)
     worker = ProcessWorker(name, name=worker_name(), limit=limit, create_pool_if_not_found=False)
@@ -375,9 +383,10 @@ def work(pool: str | None, limit: int, say: Callable[[str], None]) -> None:
             asyncio.get_running_loop().add_signal_handler(number, me.cancel)
         sweeping = asyncio.create_task(sweep())
         try:
-            await worker.start(printer=lambda _: None)
+            await worker.start(with_healthcheck=health is not None, printer=lambda _: None)
         finally:
             sweeping.cancel()
 
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+    served = {PREFECT_WORKER_WEBSERVER_HOST: "127.0.0.1", PREFECT_WORKER_WEBSERVER_PORT: health}
+    with temporary_settings(served if health else {}), contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(both())

@@ -162,21 +162,22 @@ def _run(run_id: str) -> Waste:
 
 
 def _entries(store: EmbeddingStore, used: set[str], grace: float, *, unfinished: bool = True) -> Iterator[Waste]:
-    finished, before = set(store.entries()), time.time() - 3600 * grace
-    begun = {path.name for path in store.root.glob("v*/??/*") if path.is_dir()} if unfinished else set()
-    for key in sorted((finished | begun) - used):
+    finished, begun = store.finished_and_begun()
+    before = time.time() - 3600 * grace
+    for key in sorted((finished | (begun if unfinished else set())) - used):
         try:
             folder = store.folder(key)
         except UserError:
             continue  # Not one of ours.
-        size = _size(folder)
+        size, age = _size(folder), _age(folder)
         if key in finished:
             manifest = store.manifest(key)
             size = max(size, sum(shard["bytes"] for shard in manifest["shards"]))
-            age = time.time() - datetime.fromisoformat(manifest["created"]).timestamp()
-        else:
-            age = _age(folder)
-        if min(age, _age(folder)) > 3600 * grace:
+            age = min(age, time.time() - datetime.fromisoformat(manifest["created"]).timestamp())
+        elif store.remote is not None:
+            there, changed = store.remote.usage(folder.relative_to(store.root).as_posix())
+            size, age = max(size, there), min(age, time.time() - changed)
+        if age > 3600 * grace:
             yield Waste("store entry", key, size, lambda key=key: store.remove(key, before=before))  # type: ignore[misc]
 
 

@@ -109,6 +109,17 @@ class Remote:
             return {}
         return {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] or 0 for entry in listed}
 
+    def usage(self, folder: str) -> tuple[int, float]:
+        """The bytes of the files right below a folder, and when the last was written: seconds since 1970 by the store's
+        clock, 0 where there is none."""
+        try:
+            listed = self._call(lambda path: self.fs.ls(path, detail=True), folder)
+            files = [entry for entry in listed if entry["type"] == "file"]
+            stamps = [entry.get("LastModified") or self.fs.modified(entry["name"]) for entry in files]
+        except FileNotFoundError:
+            return 0, 0.0
+        return sum(entry["size"] for entry in files), max((stamp.timestamp() for stamp in stamps), default=0.0)
+
     def remove(self, path: str) -> None:
         """Remove a file or a folder with all that is in it."""
         try:

@@ -165,9 +165,14 @@ class EmbeddingStore:
 
     def entries(self) -> Iterator[str]:
         """The keys of all finished entries, here and at the URL."""
+        yield from sorted(self.finished_and_begun()[0])
+
+    def finished_and_begun(self) -> tuple[set[str], set[str]]:
+        """The keys of all finished entries, and of those that are not finished, here and at the URL."""
         for old in sorted(self.root.glob("v1/??/*")):
             migrate(self, old.name)
         found = {manifest.parent.name for manifest in self.root.glob(f"v{FORMAT}/??/*/manifest.json")}
+        begun = {folder.name for folder in self.root.glob("v*/??/*") if folder.is_dir()}
         if self.remote is not None:
             remote = self.remote
             with ThreadPoolExecutor(FETCHES) as pool:
@@ -175,7 +180,8 @@ class EmbeddingStore:
                 keys = sorted({key for prefix in prefixes for key in prefix} - found)
                 paths = pool.map(lambda key: remote.read(f"{self._path(key)}/manifest.json"), keys)
                 found |= {key for key, manifest in zip(keys, paths, strict=True) if manifest is not None}
-        yield from sorted(found)
+                begun.update(keys)
+        return found, begun - found
 
     def manifest(self, key: str) -> dict[str, Any]:
         """What is known of a finished entry: identity, dimension, shards, rows, bytes, created, skipped items."""
@@ -467,6 +473,9 @@ class EmbeddingStore:
         folder = self.folder(key)
         folder.mkdir(parents=True, exist_ok=True)
         try:
+            if before is not None and self.remote is not None and self.remote.usage(self._path(key))[1] < before:
+                # A machine that is at work says so every few seconds.
+                self.remote.remove(f"{self._path(key)}/claim.json")
             with FileLock(folder / ".lock", timeout=0), self._claim(key, busy):
                 if before is not None and self._finished_at(key) > before:
                     return False

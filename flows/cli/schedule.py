@@ -116,10 +116,13 @@ def remove(name: Name) -> None:
 def worker(
     pool: Annotated[str | None, typer.Option(help="A work pool of yours, where not the default one.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
+    health: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="A port of this host that answers /health.")
+    ] = None,
 ) -> None:
     """Work scheduled runs until stopped, each in a process of its own, and take up what broke off."""
     environment.make_home()
     from flows import schedules
 
     err.print("working; Ctrl-C stops it, and schedules stay", soft_wrap=True)
-    schedules.work(pool, limit, lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True))
+    schedules.work(pool, limit, lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True), health)

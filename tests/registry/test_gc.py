@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -340,6 +341,33 @@ def test_what_another_machine_makes_is_neither_waited_for_nor_removed(
     gc.collect(apply=True, shared_store=True)
     assert remote_names(claimed) == set()
     assert "manifest.json" in remote_names(remade)
+
+
+@pytest.mark.usefixtures("own_home")
+def test_what_a_dead_machine_left_at_the_url_is_removed_and_what_is_young_is_not(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that nobody gives up, and shards of an entry that nobody finishes."""
+    monkeypatch.setenv("SUTURE_STORE", url)
+    claimed, unfinished = entry("claimed"), entry("unfinished")
+    store = EmbeddingStore.default()
+    assert store.remote is not None
+    finished_long_ago(claimed)
+    store.remote.write(f"v2/{claimed[:2]}/{claimed}/claim.json", json.dumps({"host": "elsewhere", "pid": 1}).encode())
+    store.remote.remove(f"v2/{unfinished[:2]}/{unfinished}/manifest.json")
+    shutil.rmtree(store.folder(unfinished))
+    there = {key: remote_names(key) for key in (claimed, unfinished)}
+    assert len(there[unfinished]) > 1
+    kept = gc.collect(apply=True, shared_store=True)
+    assert {key: remote_names(key) for key in there} == there
+    assert [claimed in note for note in kept["notes"]] == [True]
+    # The endpoint's files cannot be made old: a day later.
+    later = time.time() + 25 * 3600
+    monkeypatch.setattr(gc.time, "time", lambda: later)
+    found = gc.collect(apply=True, shared_store=True)
+    assert {key: remote_names(key) for key in there} == {claimed: set(), unfinished: set()}
+    assert found["kinds"]["store entry"]["count"] == 2
+    assert found["kinds"]["store entry"]["bytes"] > 0
 
 
 @pytest.mark.usefixtures("own_home")

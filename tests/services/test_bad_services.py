@@ -58,6 +58,26 @@ def test_a_database_of_another_schema_version(
     assert services.query("mlflow", "select count(*) from runs")[0][0] > runs[0][0]
 
 
+def test_a_database_of_another_version_of_prefect(services: Topology, config: Path, tmp_path: Path) -> None:
+    """The server does not start on it, says which schema it found, and changes nothing; clients say that it is not there."""
+    (version,) = services.query("prefect", "select version_num from alembic_version")[0]
+    flow_runs = services.query("prefect", "select count(*) from flow_run")
+    services.stop("prefect")
+    services.query("prefect", f"update alembic_version set version_num = '{UNKNOWN}'")
+    try:
+        with pytest.raises(AssertionError, match=f"prefect ended:[^$]*{UNKNOWN}"):
+            services.start("prefect")
+        services.kill("prefect")
+        done = suture(services, tmp_path, "run", config)
+        assert done.returncode == 2
+        assert services.prefect_url in one_line(done.stderr)
+        assert services.query("prefect", "select version_num from alembic_version") == [(UNKNOWN,)]
+    finally:
+        services.query("prefect", f"update alembic_version set version_num = '{version}'")
+        services.start("prefect")
+    assert services.query("prefect", "select count(*) from flow_run") == flow_runs
+
+
 def test_the_environment_says_where_runs_are_recorded(
     services: Topology, recorded: Recorded, config: Path, tmp_path: Path
 ) -> None:

@@ -50,6 +50,12 @@ def test_each_service_is_pinned_limited_and_watched(name: str) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
+def test_a_worker_is_asked_for_its_own_health() -> None:
+    worker = SERVICES["worker"]
+    port = worker["command"][worker["command"].index("--health") + 1]
+    assert worker["environment"]["HEALTH_URL"] == f"http://127.0.0.1:{port}/health"
+
+
 def test_ports_are_published_on_loopback_only() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {

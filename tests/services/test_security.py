@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
 
 import boto3
 import psutil
 import pytest
 import requests
 
-from tests.services.conftest import Recorded
+from tests.flows.conftest import small, write_config
+from tests.services.conftest import Place, Recorded
 from tests.services.topology import Topology
 
 WRITES = ("post", "put", "patch", "delete")
@@ -172,10 +176,9 @@ def test_no_secret_is_on_a_command_line(services: Topology) -> None:
     assert [word for word in words for secret in services.secrets.values() if secret in word] == []
 
 
-def kept(services: Topology, recorded: Recorded) -> Iterator[tuple[str, bytes]]:
-    """All that a run leaves anywhere: what was printed, logs, files, both databases as text, and every object."""
-    yield "what the run printed", recorded.printed.encode()
-    for folder in (services.logs, recorded.home):
+def kept(services: Topology, folders: list[Path]) -> Iterator[tuple[str, bytes]]:
+    """All that runs leave anywhere: logs, files, both databases as text, and every object."""
+    for folder in (services.logs, *folders):
         for path in folder.rglob("*"):
             if path.is_file():
                 yield str(path), path.read_bytes()
@@ -192,19 +195,57 @@ def kept(services: Topology, recorded: Recorded) -> Iterator[tuple[str, bytes]]:
                 yield f"{bucket}/{found['Key']}", store.get_object(Bucket=bucket, Key=found["Key"])["Body"].read()
 
 
-def test_no_secret_is_kept_by_a_real_run(services: Topology, recorded: Recorded) -> None:
-    secrets = {name: value.encode() for name, value in services.secrets.items()}
+def search(services: Topology, folders: list[Path], run_id: str, **more: str) -> tuple[set[str], set[tuple[str, str]]]:
+    """The places where a run's id is kept, and places with secrets: the services' or more."""
+    secrets = {name: value.encode() for name, value in {**services.secrets, **more}.items()}
     secrets["the password of prefect_auth"] = secrets["prefect_auth"].split(b":")[1]
     for name, user in (("prefect_auth", b""), ("mlflow_admin", b"admin:"), ("mlflow_suture", b"suture:")):
-        login = user + secrets[name]
-        secrets[f"{name} as a header"] = base64.b64encode(login).rstrip(b"=")
-    found, ids = set(), []
-    for place, content in kept(services, recorded):
+        secrets[f"{name} as a header"] = base64.b64encode(user + secrets[name]).rstrip(b"=")
+    ids, found = set(), set()
+    for place, content in kept(services, folders):
         found |= {(place, name) for name, value in secrets.items() if value in content}
-        if recorded.run_id.encode() in content:
-            ids.append(place)
+        if run_id.encode() in content:
+            ids.add(place)
+    return ids, found
+
+
+def test_no_secret_is_kept_by_a_real_run(services: Topology, recorded: Recorded) -> None:
+    ids, found = search(services, [recorded.home], recorded.run_id)
     # The same search does find what is there: in both databases, in files and among the objects.
-    assert {"the database mlflow", "the database prefect"} <= set(ids)
+    assert {"the database mlflow", "the database prefect"} <= ids
     assert any(place.startswith("mlflow/") for place in ids)
     assert any(place.startswith(str(recorded.home)) for place in ids)
+    assert found == set()
+    assert not [name for name, value in services.secrets.items() if value in recorded.printed]
+
+
+def test_no_secret_is_kept_by_a_worker_a_cluster_or_a_webhook(
+    place: Place, services: Topology, pictures: Path, tmp_path: Path
+) -> None:
+    """A scheduled run on Dask, and one that fails and cannot tell the webhook so, with all that Prefect and MLflow would log."""
+    canary = f"cAnary{uuid4().hex}"
+    gone = tmp_path / "gone.parquet"
+    gone.write_bytes(pictures.read_bytes())
+    names = [f"{name}-{uuid4().hex[:6]}" for name in ("good", "bad")]
+    for name, path in zip(names, (pictures, gone), strict=True):
+        mlflow = {"tracking_uri": services.mlflow_url, "experiment": name}
+        content = small(path, name=name, mlflow=mlflow, compute={"dask": "local", "workers": 1})
+        place.suture("schedule", write_config(tmp_path / f"{name}.yaml", content), "--once")
+    gone.unlink()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        webhook = f"http://127.0.0.1:{closed.getsockname()[1]}/services/{canary}"
+        loud = {"PREFECT_LOGGING_LEVEL": "DEBUG", "MLFLOW_LOGGING_LEVEL": "DEBUG", "SUTURE_WEBHOOK_URL": webhook}
+        place.home.environment.update(loud)
+        place.add_worker()
+        ended = {"COMPLETED", "FAILED"}
+        place.wait(
+            "both ended", lambda: {run["state"] for name in names for run in place.flow_runs(name)} == ended, 120
+        )
+    logs = {path.stem: path.read_text() for path in place.home.path.glob("logs/*.jsonl")}
+    [good], [bad] = ([run for run in logs if name in run] for name in names)
+    assert "webhook" in logs[bad], "the message was not tried"
+    ids, found = search(services, [place.home.path], good, webhook=canary)
+    assert {"the database mlflow", "the database prefect"} <= ids
+    assert any(place.startswith(str(services.logs)) for place in ids), "the worker's log is not searched"
     assert found == set()
