@@ -4,6 +4,8 @@ python -m benchmarks.sizing [--encoders 1000] [--items 1e8] [--anchors 1e5] [--d
 
 The rates are of this machine, every core of it, on a quickstart's real encoders and on vectors of `WIDTH` dimensions. The
 plan multiplies them; it knows no faster machine and no accelerator, which would be measured by running this there.
+Before it come the costs around the mathematics (`benchmarks.scale`) and a cluster on this machine (`benchmarks.cluster`).
+Needs PostgreSQL, and ten minutes.
 """
 
 from __future__ import annotations
@@ -105,15 +107,47 @@ def measure() -> dict[str, float]:
         file.flush()
         os.fsync(file.fileno())
         rates["disk byte"] = len(block) / (time.perf_counter() - begun)
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.scale", "--spaces", "8", "--json", file.name],
-            stdout=subprocess.DEVNULL, check=True,
-        )  # fmt: skip
-        scale = json.loads(Path(file.name).read_text())
-    rates["record pair"] = 1000 / scale["record ms a child"]
-    rates["record bytes a pair"] = scale["record bytes a child"]
     return rates
+
+
+def benchmark(name: str, *options: str) -> dict[str, Any]:
+    """What another benchmark measured, in a process of its own."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        words = [sys.executable, "-m", f"benchmarks.{name}", *options, "--json", file.name]
+        subprocess.run(words, stdout=subprocess.DEVNULL, check=True)
+        found: dict[str, Any] = json.loads(Path(file.name).read_text())
+    return found
+
+
+def _overhead(local: dict[str, Any], services: dict[str, Any]) -> str:
+    """What Prefect and MLflow cost, as a table: by `benchmarks.scale` without and with services."""
+    rows = {
+        "record every pair as a child run": lambda one: f"{one['record s']:.1f} s",
+        "of that, a child run": lambda one: f"{one['record ms a child']:.0f} ms",
+        "the first run, all in all": lambda one: f"{one['first run']['wall']:.1f} s",
+        "the same run again, everything kept": lambda one: f"{one['all kept']['wall']:.1f} s",
+        "of that, a pair": lambda one: f"{one['all kept ms a pair']:.0f} ms",
+    }
+    head = f"| {local['pairs']} pairs of {local['spaces']} spaces | MLflow on SQLite, a Prefect of its own | PostgreSQL, S3, passwords |"
+    return "\n".join(
+        [head, "|---|---:|---:|", *(f"| {name} | {show(local)} | {show(services)} |" for name, show in rows.items())]
+    )
+
+
+def _cluster(found: dict[str, Any]) -> str:
+    """Throughput by workers, as a table: by `benchmarks.cluster`."""
+    lines = [
+        f"| on {found['cores']} cores | texts embedded a second | rows of sums a second | started in |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, row in found["rows"].items():
+        cells = [f"{row[what]:,.0f}" if what in row else "" for what in ("items", "sums")]
+        lines.append(
+            f"| {name} | {cells[0]} | {cells[1]} | {row['start']:.1f} s |"
+            if "start" in row
+            else f"| {name} | {cells[0]} | {cells[1]} | |"
+        )
+    return "\n".join(lines)
 
 
 def plan(rates: dict[str, float], encoders: float, items: float, anchors: float) -> list[Phase]:
@@ -164,13 +198,26 @@ def main() -> None:
     parser.add_argument("--days", type=float, default=7)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    local, services = benchmark("scale"), benchmark("scale", "--services")
+    cluster = benchmark("cluster")
     rates = measure()
+    rates["record pair"] = 1000 / services["record ms a child"]
+    rates["record bytes a pair"] = local["record bytes a child"]
     sizes = [(10, 1e4, 5e3), (30, 1e6, 5e4), (options.encoders, options.items, options.anchors)]
     lines = [
         "# Sizing",
-        f"Made by `python -m benchmarks.sizing` on {os.cpu_count()} cores ({platform.machine()}, no accelerator). "
-        "Every figure below follows from the rates of the first table, by multiplication. Nothing here was measured on a fleet.",
-        "## Rates measured",
+        f"Made by `python -m benchmarks.sizing` on {os.cpu_count()} cores ({platform.machine()}, no accelerator).",
+        "## What Prefect and MLflow cost",
+        "Small vectors in files, so that nothing is embedded and the mathematics takes next to no time. Every run ends with its "
+        "report and `tonight.html`; the services are those of `docker/`, on this machine as well.",
+        _overhead(local, services),
+        "## A Dask cluster",
+        "MiniLM-L6 over short texts, and the sums of two spaces of 384 dimensions in five folds. Workers have one thread each; "
+        "this process uses every core. More workers than cores can only show that nothing is lost: what four machines gain is "
+        f"not measured here. The sums' bits {'are the same in every row of blocks and workers' if cluster['same bits'] else 'DIFFER'}.",
+        _cluster(cluster),
+        "## Rates",
+        "What the plan multiplies; nothing of it was measured on a fleet.",
         "| what | a second |\n|---|---:|\n"
         + "\n".join(f"| {name} | {rate:,.4g} |" for name, rate in rates.items() if "bytes a" not in name),
         f"A child run takes {_bytes(rates['record bytes a pair'])} in MLflow. Vectors have {WIDTH} dimensions; a pair is "

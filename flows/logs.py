@@ -29,6 +29,8 @@ LOGGERS = ("suture", "prefect.flow_runs", "prefect.task_runs", "mlflow")
 PHASE: ContextVar[str] = ContextVar("phase", default="")
 """What the run is at; tasks that are submitted inherit it."""
 log = logging.getLogger("suture")
+begun_and_ended = logging.getLogger("suture.runs")
+begun_and_ended.setLevel(logging.INFO)
 
 
 def secrets() -> set[str]:
@@ -133,6 +135,20 @@ def logged(run: str) -> Iterator[None]:
         for other, redacting in filters:
             other.removeFilter(redacting)
         log.setLevel(before)
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Show warnings, and when runs begin and end, on stderr as well, without secrets: a worker's log has them of its runs."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name == begun_and_ended.name)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(Redact())
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 @contextmanager

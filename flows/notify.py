@@ -9,13 +9,13 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
 from flows.config import RunConfig, WatchConfig, load_config
-from flows.logs import log, redact
+from flows.logs import log, redact, shown
 from registry.errors import UserError, one_line
 from registry.home import home
 
@@ -113,7 +113,10 @@ def sentence(row: dict[str, Any]) -> str:
 
 
 def failed(flow: Any, flow_run: Any, state: Any) -> None:
-    """A hook for a flow's `on_failure` and `on_crashed`: tell that the run failed, unless it was asked to stop."""
+    """A hook for a flow's `on_failure` and `on_crashed`: tell that the run failed, unless it was asked to stop.
+
+    A scheduled run's worker has a line of it in its log, too.
+    """
     from flows.align_spaces import Cancelled
 
     config = (flow_run.parameters or {}).get("config")
@@ -128,8 +131,14 @@ def failed(flow: Any, flow_run: Any, state: Any) -> None:
     error = None
     with suppress(Exception):
         error = state.result(raise_on_failure=False)
-    if watch.notify == "never" or isinstance(error, Cancelled):
+    if isinstance(error, Cancelled):
         return
     reason = one_line(error) if isinstance(error, BaseException) else state.message or state.name
     run_id = flow_run.name or str(flow_run.id)
-    send(run_id, "failed", f"run {run_id} {state.name.lower()}: {reason}", name=flow.name)
+    text = f"run {run_id} {state.name.lower()}: {reason}"
+    scheduled = isinstance((flow_run.parameters or {}).get("config"), str)
+    with shown() if scheduled else nullcontext():
+        if scheduled:
+            log.error(text)
+        if watch.notify != "never":
+            send(run_id, "failed", text, name=flow.name)

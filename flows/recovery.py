@@ -184,7 +184,7 @@ def _worker_online(client: SyncPrefectClient, run: FlowRun) -> bool:
     workers: list[Worker] = []
     if run.work_pool_name is not None:
         with suppress(ObjectNotFound):
-            workers = client.read_workers_for_work_pool(run.work_pool_name, limit=200)
+            workers = client.read_workers_for_work_pool(run.work_pool_name, offset=0, limit=200)
     known = [one for one in workers if name in (None, one.name)]
     online = any(one.status == "ONLINE" for one in known)
     if here or name is None or online:

@@ -41,6 +41,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import notify
 from flows.align_spaces import WATCH, WORKERS, align_spaces, new_run
 from flows.config import load_config
+from flows.logs import begun_and_ended, shown
 from registry.errors import UserError, one_line, unknown
 from registry.results import load_run, run_ids
 
@@ -86,8 +87,12 @@ def scheduled_run(config: str, version: str = "", folder: str = "") -> State[str
     if run["id"] in run_ids() and load_run(run["id"]).get("mlflow_run"):
         return Completed(message=f"run {run['id']} was complete already")
     WATCH.stop.clear()
-    # Not a flow run of its own: what breaks off is one run to take up again.
-    return Completed(message=f"run {align_spaces.fn(loaded, run, PATIENCE)}")
+    with shown():
+        begun_and_ended.info("run %s of %s begins", run["id"], config)
+        # Not a flow run of its own: what breaks off is one run to take up again.
+        align_spaces.fn(loaded, run, PATIENCE)
+        begun_and_ended.info("run %s is completed", run["id"])
+    return Completed(message=f"run {run['id']}")
 
 
 def check_version(made_by: str) -> None:

@@ -30,7 +30,8 @@ from tests.services.topology import Topology
 BUCKET = "soak"
 HAND, SCHEDULE = HOWS = ("by hand", "scheduled")
 FILLER = "filler"
-STALL = 8.0
+STALLS = {"stalled": 8.0, "stalled for long": 90.0}
+"""Seconds of silence: less than any client's patience, and more."""
 DOWN = 2.0
 LIMIT = 240.0
 """Seconds that a run may take with its fault."""
@@ -218,8 +219,10 @@ class Soak:
         schedules += [scheduled("worker and run killed", self.services.restart)] * (worker_kills - worker_kills // 2)
         schedules += [scheduled("worker alone killed", self._kill_alone)] * (worker_kills // 2)
         services: list[Fault] = [(kind, partial(self.two_at_once, kind)) for kind in ("two flows at once", TWO_HOMES)]
-        for name in ("mlflow", "store", "prefect"):
-            services.append(by_hand(f"{name} stalled", lambda home, run, name=name: self._stall(name)))  # type: ignore[misc]
+        for how, seconds in STALLS.items():
+            for name in ("mlflow", "store", "prefect"):
+                stall = partial(self._stall, name, seconds)
+                services.append(by_hand(f"{name} {how}", lambda home, run, stall=stall: stall()))  # type: ignore[misc]
         for name in ("mlflow", "postgres", "prefect"):
             down = partial(self.services.restart, name, down=DOWN)
             services.append(by_hand(f"{name} killed", lambda home, run, down=down: down()))  # type: ignore[misc]
@@ -390,9 +393,9 @@ class Soak:
         self.services.services[worker].process = None
         self.services.start(worker)
 
-    def _stall(self, name: str) -> None:
+    def _stall(self, name: str, seconds: float) -> None:
         self.services.stall(name)
-        time.sleep(STALL)
+        time.sleep(seconds)
         self.services.resume(name)
 
     def _fill(self, home: Home, run: psutil.Process) -> None:

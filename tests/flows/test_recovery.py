@@ -192,14 +192,15 @@ def running(
             client.set_flow_run_state(run.id, state)
 
         def taken_up(status: str = "", silent: timedelta = timedelta(0)) -> bool:
-            """Sweep; `status` is '' where the server does not know the worker."""
+            """Sweep; with a status of '' the real server is asked, which does not know the worker."""
             seen = Worker(
                 name=worker, work_pool_id=uuid4(), last_heartbeat_time=datetime.now(UTC) - silent,
-                status=status or "OFFLINE",
+                status=status or "ONLINE",
             )  # fmt: skip
-            answer = [seen] if status else []
-            monkeypatch.setattr(SyncPrefectClient, "read_workers_for_work_pool", lambda *_, **__: answer)
-            said = [line for line in recovery.sweep() if run.name in line]
+            with monkeypatch.context() as patch:
+                if status:
+                    patch.setattr(SyncPrefectClient, "read_workers_for_work_pool", lambda *_, **__: [seen])
+                said = [line for line in recovery.sweep() if run.name in line]
             assert bool(said) == (client.read_flow_run(run.id).state.name == "AwaitingRetry")
             return bool(said)
 
