@@ -275,6 +275,9 @@ def _log_parent(mlflow: MlflowClient, run_id: str, run: dict[str, Any]) -> None:
     mlflow.set_tag(run_id, "mlflow.note.content", _note(run))
     mlflow.log_text(run_id, yaml.safe_dump(run["config"], sort_keys=False), "config.yaml")
     mlflow.log_dict(run_id, run, "run.json")
+    # Of all pairs in one file: a file a child would take as long as all else that is sent of it.
+    reports = {f"{pair['source']} -> {pair['target']}": pair["reports"] for pair in run["pairs"]}
+    mlflow.log_dict(run_id, reports, "map_reports.json")
     if run["scores"]:
         mlflow.log_table(run_id, _columns(run["scores"]), "scores.json")
     if run["ranking"]:
@@ -338,4 +341,3 @@ def _log_pair(mlflow: MlflowClient, run_id: str, run: dict[str, Any], pair: dict
             for key in ("encoder", "modality", "column", "dimension", "weights", "data", "licence")
         }
     _log(mlflow, run_id, metrics, params)
-    mlflow.log_dict(run_id, pair["reports"], "map_reports.json")

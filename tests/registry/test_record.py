@@ -84,7 +84,9 @@ def test_a_run_is_recorded_once(uri: str, mlflow: Any, experiment: str) -> None:
     children = [one for one in runs_of(mlflow, experiment) if one.data.tags.get("mlflow.parentRunId") == parent]
     assert {one.info.run_name for one in children} == {"a -> b", "b -> a"}
     assert mlflow.get_run(parent).info.start_time == run["started_ms"]
-    assert {file.path for file in mlflow.list_artifacts(parent)} == {"config.yaml", "run.json", "scores.json"}
+    assert {file.path for file in mlflow.list_artifacts(parent)} == {
+        "config.yaml", "run.json", "scores.json", "map_reports.json",
+    }  # fmt: skip
     assert record(a_run(id="20260102"), tracking_uri=uri, experiment=experiment) != parent
     assert len(runs_of(mlflow, experiment)) == 6
 
