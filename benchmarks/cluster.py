@@ -143,7 +143,7 @@ def measure(folder: Path, items: int, n: int, rounds: int) -> dict[str, Any]:
             start = timed(lambda: cluster.client(compute))  # noqa: B023
             embed(compute, warm)
             bits.add(sums(compute).cross.tobytes())
-            found[f"{workers} workers"] = {
+            found[f"{workers} worker{'s' if workers > 1 else ''}"] = {
                 "items": rate(items, lambda: embed(compute, texts)),  # noqa: B023
                 "sums": rate(n, lambda: sums(compute)),  # noqa: B023
                 "start": start,
