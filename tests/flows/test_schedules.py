@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -322,14 +324,23 @@ def test_new_weights_or_data_make_the_dependent_work_alone_run_again(
     assert evaluated == [brought, glove]
 
 
-def test_prefect_yaml_names_a_flow_that_loads(prefect_server: str) -> None:
-    from prefect.flows import load_flow_from_entrypoint
+def test_prefect_yaml_makes_the_schedule_that_suture_would(client: Any) -> None:
+    from flows import schedules
+    from flows.config import load_config
+    from registry.errors import UserError
 
-    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    (deployment,) = content["deployments"]
-    flow = load_flow_from_entrypoint(deployment["entrypoint"])
-    assert flow.name == "scheduled-run"
-    flow.validate_parameters(deployment["parameters"])
-    from prefect.client.schemas.schedules import CronSchedule
-
-    CronSchedule(**{key: deployment["schedules"][0][key] for key in ("cron", "timezone")})
+    with schedules.api() as own:
+        schedules.ensure_pool(own, None)
+    words = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    config = ROOT / "flows" / "configs" / "quickstart.yaml"
+    made = next(one for one in schedules.listed() if one["name"] == load_config(config).name)
+    try:
+        assert (made["when"], made["pool"]) == ("cron '0 2 * * *' UTC", "suture")
+        deployment = next(one for one in schedules.deployments(client) if one.name == made["name"])
+        assert deployment.entrypoint == "flows.schedules.scheduled_run"
+        assert deployment.concurrency_options.collision_strategy == "CANCEL_NEW"
+        with pytest.raises(UserError, match="there is a schedule 'quickstart'"):
+            schedules.add(config, cron="0 3 * * *")
+    finally:
+        schedules.change(made["name"], "remove")
