@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import httpx
 from filelock import FileLock, Timeout
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter
@@ -69,13 +71,23 @@ def sweep(*, all_: bool = True) -> list[str]:
             if not all_ and not abandoned:
                 return []
             client = stack.enter_context(schedules.api()) if PREFECT_API_URL.value() else None
-            done = [line for one in abandoned for line in _settle(client, one)]
+            steps: list[Callable[[], list[str]]] = [partial(_settle, client, one) for one in abandoned]
             if all_:
-                done += _orphans(client) if client is not None else []
-                done += _send_unsent()
-            return done
+                steps += [partial(_orphans, client)] if client is not None else []
+                steps.append(_send_unsent)
+            return [line for step in steps for line in _done(step)]
     except Timeout:
         return []
+
+
+def _done(step: Callable[[], list[str]]) -> list[str]:
+    """What a step did; one that fails keeps no other from its work, and is tried again with the next sweep."""
+    try:
+        return step()
+    except (UserError, httpx.TransportError):
+        raise  # The server is away: so it is for all.
+    except Exception as error:
+        return [f"putting right what broke off failed, and is tried again: {one_line(error)}"]
 
 
 # --- one dead process
@@ -202,7 +214,12 @@ def _send_unsent() -> list[str]:
     for run_id in run_ids():
         if run_id in _sent or run_id in working:
             continue
-        kept = load_run(run_id)
+        try:
+            kept = load_run(run_id)
+        except UserError as error:
+            _sent.add(run_id)
+            done.append(str(error))
+            continue
         uri = kept["config"].get("mlflow", {}).get("tracking_uri")
         if kept.get("mlflow_run") or "seconds" not in kept:
             _sent.add(run_id)  # Sent, or broken off by an error that its flow run tells.

@@ -115,10 +115,14 @@ def test_mlflow_runs_of_the_dead_end_and_are_completed_from_the_record(
 
 
 def test_records_that_mlflow_did_not_take_are_sent_later(
-    own_home: Path, flow: Flow, pictures: Path, tmp_path: Path
+    own_home: Path, flow: Flow, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Though another record is damaged, and what looks for flow runs fails."""
     from flows import recovery
     from registry.record import TrackingUnavailable
+
+    def broken(*_: Any) -> list[str]:
+        raise RuntimeError("of a kind that nobody thought of")
 
     content = small(pictures, mlflow={"tracking_uri": f"http://127.0.0.1:{free_port()}"})
     with pytest.raises(TrackingUnavailable):
@@ -129,8 +133,15 @@ def test_records_that_mlflow_did_not_take_are_sent_later(
     assert kept["mlflow_run"] is None
     kept["config"]["mlflow"]["tracking_uri"] = None
     (runs_folder() / run_id / "run.json").write_text(json.dumps(kept))
-    (said,) = recovery.sweep()
-    assert said.startswith(f"{run_id}: recorded")
+    damaged = runs_folder() / "20200101-000000-damaged" / "run.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "_orphans", broken)
+        failed, unread, sent = recovery.sweep()
+    assert failed.endswith("tried again: of a kind that nobody thought of")
+    assert unread == f"{damaged} is damaged"
+    assert sent.startswith(f"{run_id}: recorded")
     assert load_run(run_id)["mlflow_run"]
     assert recovery.sweep() == []
 
