@@ -21,6 +21,7 @@ def prepare() -> None:
         "PREFECT_CLI_PROMPT": "false",
         # 2 + 4 + ... + 64 s: a server that restarts, or its database, costs a run nothing.
         "PREFECT_CLIENT_MAX_RETRIES": "6",
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # what Prefect's server says while its database is away
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",

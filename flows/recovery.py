@@ -36,6 +36,9 @@ INTERVAL = 60.0
 """Seconds between two sweeps of a worker."""
 GRACE = timedelta(minutes=3)
 """A flow run counts as abandoned when every sweep for so long found neither a lease nor a worker of it."""
+STARTING = timedelta(minutes=5)
+"""How long a run may be pending at a living worker: a start that its server or its database broke off stays so for ever, and
+holds the place of every later run."""
 ELSEWHERE = timedelta(hours=6)
 """How long a worker of another host must have been silent before its runs may count as abandoned: they may outlive it."""
 RESTARTS = 3
@@ -43,7 +46,7 @@ TAKEN_UP = "taken up again"
 
 _sent: set[str] = set()
 _missed: dict[UUID, float] = {}
-"""When a flow run was first found without lease and worker, by this process's clock; those that look alive are not here."""
+"""When a flow run was first found without lease and worker, or not begun, by this process's clock; others are not here."""
 
 
 def sweep_quietly(say: Callable[[str], None], *, all_: bool = True) -> None:
@@ -167,14 +170,15 @@ def _orphans(client: SyncPrefectClient) -> list[str]:
             if run.deployment_id is None or now - run.state.timestamp > timedelta(days=1):
                 continue
             why = run.state.message or "it crashed"
-        elif _worker_online(client, run):
-            continue
         else:
+            online = _worker_online(client, run)
+            if online and run.state.type is not StateType.PENDING:
+                continue
             first = before.get(run.id, time.monotonic())
-            if time.monotonic() - first < GRACE.total_seconds():
+            if time.monotonic() - first < (STARTING if online else GRACE).total_seconds():
                 _missed[run.id] = first
                 continue
-            why = "its worker is gone"
+            why = "its start was broken off" if online else "its worker is gone"
         if again := _take_up(client, run, why):
             done.append(f"flow run {run.name}: {again}")
     return done

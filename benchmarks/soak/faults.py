@@ -253,11 +253,15 @@ class Soak:
         begun = time.monotonic()
         run = home.start("run", self.configs[HAND], "--json")
         before: dict[str, tuple[int, int]] = {}
+        wrong: list[Exception] = []
 
         def disturb() -> None:
             nonlocal before
             if run.poll() is None:
-                act(home, psutil.Process(run.pid))
+                try:
+                    act(home, psutil.Process(run.pid))
+                except Exception as error:
+                    wrong.append(error)
                 before = home.shards()
             else:
                 row.missed = True
@@ -267,6 +271,8 @@ class Soak:
         _, err = run.communicate(timeout=LIMIT)
         took = time.monotonic() - begun
         fault.join()
+        if wrong:
+            raise wrong[0]
         if row.missed:
             self.seconds[HAND] = took
         while run.returncode != 0 and row.restarts < 3:
@@ -401,9 +407,10 @@ class Soak:
     def _fill(self, home: Home, run: psutil.Process) -> None:
         """Leave no room on the home's disk; where it has none of its own, no file of the run grows any more."""
         if home.path.is_mount():
-            room = os.statvfs(home.path)
-            with (home.path / FILLER).open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+            for size in (1 << 20, 1 << 10):
+                with contextlib.suppress(OSError), (home.path / FILLER).open("ab", buffering=0) as file:
+                    while file.write(bytes(size)):
+                        pass
             return
         for process in [run, *run.children(recursive=True)]:
             with contextlib.suppress(ProcessLookupError):

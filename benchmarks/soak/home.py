@@ -25,7 +25,7 @@ from flows import environment
 environment.prepare()
 environment.make_home()
 from flows import recovery
-recovery.INTERVAL, recovery.GRACE = 3.0, timedelta(seconds=12)
+recovery.INTERVAL, recovery.GRACE, recovery.STARTING = 3.0, timedelta(seconds=12), timedelta(seconds=60)
 sys.argv = ["suture", "worker"]
 from flows.cli import main
 main()

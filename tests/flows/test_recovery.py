@@ -182,8 +182,8 @@ HOUR = timedelta(hours=1)
 @pytest.fixture
 def running(
     own_home: Path, client: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], Taken]:
-    """A scheduled run of a worker, in state Running; then a way to sweep while the server says this of the worker."""
+) -> Callable[..., Taken]:
+    """A scheduled run of a worker, in state Running, or Pending where it has not begun; then a way to sweep while the server says this of the worker."""
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import Worker
     from prefect.states import Pending, Running, Scheduled
@@ -193,13 +193,13 @@ def running(
     monkeypatch.setattr(recovery, "_missed", {})
     monkeypatch.setattr(recovery, "GRACE", timedelta(0))
 
-    def start(worker: str) -> Taken:
+    def start(worker: str, *, begun: bool = True) -> Taken:
         name = f"nightly-{uuid4().hex[:6]}"
         schedules.add(write_config(tmp_path / f"{name}.yaml", small(pictures, name=name)), every="1h")
         made = next(one for one in schedules.deployments(client) if one.name == name)
         run = client.create_flow_run_from_deployment(made.id, state=Scheduled())
         client.update_flow_run_labels(run.id, {"prefect.worker.name": worker})
-        for state in (Pending(), Running()):
+        for state in (Pending(), Running())[: 1 + begun]:
             client.set_flow_run_state(run.id, state)
 
         def taken_up(status: str = "", silent: timedelta = timedelta(0)) -> bool:
@@ -221,7 +221,7 @@ def running(
 
 
 def test_a_run_is_abandoned_when_every_sweep_for_a_while_said_so(
-    running: Callable[[str], Taken], monkeypatch: pytest.MonkeyPatch
+    running: Callable[..., Taken], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows import recovery, schedules
     from registry.errors import UserError
@@ -249,8 +249,23 @@ def test_a_run_is_abandoned_when_every_sweep_for_a_while_said_so(
     assert recovery._missed == {}
 
 
+def test_a_start_that_was_broken_off_at_a_living_worker_is_made_again(
+    running: Callable[..., Taken], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that nobody starts the place would be held for ever, and every later one be cancelled."""
+    from flows import recovery
+
+    begun = running(f"{socket.gethostname()}-{os.getpid()}-0a1b2c3d")
+    pending = running(f"{socket.gethostname()}-{os.getpid()}-0a1b2c3d", begun=False)
+    assert not pending("ONLINE")
+    assert not begun("ONLINE")
+    monkeypatch.setattr(recovery, "STARTING", timedelta(0))
+    assert pending("ONLINE")
+    assert not begun("ONLINE")
+
+
 def test_a_run_of_another_host_may_outlive_its_worker(
-    running: Callable[[str], Taken], monkeypatch: pytest.MonkeyPatch
+    running: Callable[..., Taken], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows import recovery
 
@@ -266,7 +281,7 @@ def test_a_run_of_another_host_may_outlive_its_worker(
 
 
 def test_a_worker_of_this_host_is_known_by_its_process_or_the_server(
-    running: Callable[[str], Taken], monkeypatch: pytest.MonkeyPatch
+    running: Callable[..., Taken], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows import schedules
 
